@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The demo, from a bare clone: make videos, train three models at equal steps, evaluate them, write one report.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: bash launch/demo.sh [--workdir DIR] [--seed N] [--dry-run] [--help]
+
+Makes .venv if there is none, installs the package (about two minutes, once), then
+
+  1. builds shapes_video_qa: small mp4 files with questions about what happens in them
+  2. trains one small video VLM three times with equal steps and seed: unpruned, STTS at 50 %, random at 50 %
+  3. evaluates the three and prints one table
+  4. writes DIR/report.html
+
+  --workdir DIR   where everything goes                 (default: runs/demo)
+  --seed N        seed of data, weights and data order  (default: 0)
+  --dry-run       print every command and run none
+  --help          print this text
+
+Run it again and finished steps are not repeated: training resumes from its last checkpoint.
+
+environment:
+  PYTHON          the Python that makes .venv           (default: one on PATH, 3.11 or newer)
+  STTTS_VENV      the virtual environment               (default: .venv)
+  JAX_PLATFORMS   cpu, cuda or tpu                      (default: what JAX finds)
+TEXT
+}
+
+METHODS=(none scorer random)
+
+build_data() {
+  run "$VENV/bin/sttts-jax" data build shapes_video_qa --data_dir "$workdir/data" --seed "$seed"
+}
+
+train() { # METHOD
+  run "$VENV/bin/sttts-jax" train --config "configs/demo.py:$1" --workdir "$workdir/$1" \
+    --config.seed "$seed" --config.data.dir "$workdir/data"
+}
+
+evaluate() { # METHOD
+  run "$VENV/bin/sttts-jax" evaluate --workdir "$workdir/$1" --tasks shapes_video_qa
+}
+
+report() {
+  run "$VENV/bin/sttts-jax" evaluate --report "$workdir/report.html" --workdir "$workdir"
+}
+
+needs_value() { [[ $# -ge 2 ]] || die "$1 needs a value; see bash launch/demo.sh --help"; }
+
+workdir="runs/demo"
+seed=0
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/lib.sh
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --workdir) needs_value "$@" && workdir="$2" && shift ;;
+    --seed) needs_value "$@" && seed="$2" && shift ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help | -h) usage && exit 0 ;;
+    *) die "unknown argument $1; see bash launch/demo.sh --help" ;;
+  esac
+  shift
+done
+[[ "$seed" =~ ^[0-9]+$ ]] || die "--seed takes a whole number of 0 or more, not '$seed'"
+
+ensure_venv
+build_data
+for method in "${METHODS[@]}"; do train "$method"; done
+for method in "${METHODS[@]}"; do evaluate "$method"; done
+report
+[[ "$DRY_RUN" == 1 ]] || echo "report: $workdir/report.html"

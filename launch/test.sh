@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Lint, types and tests, from a bare clone. Ends with the summary line of pytest.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: bash launch/test.sh [--fast] [--dry-run] [--help] [PYTEST ARGUMENT ...]
+
+Makes .venv if there is none, installs the package and its dev tools (about two minutes, once), then runs
+ruff check, ruff format --check, mypy and pytest. The first that fails ends the run with its exit code.
+
+  --fast      leave out the tests marked slow, multiprocess and aot_tpu
+  --dry-run   print every command and run none
+  --help      print this text
+
+Anything else goes to pytest: bash launch/test.sh tests/pruning -k budget
+
+environment:
+  PYTHON          the Python that makes .venv                     (default: one on PATH, 3.11 or newer)
+  STTTS_VENV      the virtual environment                         (default: .venv)
+  TEST_WORKERS    pytest processes                                (default: one a core, at most 4)
+  JAX_PLATFORMS   where tests run: cpu, cuda or tpu               (default: cpu)
+TEXT
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/lib.sh
+
+fast=0
+pytest_args=()
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --fast) fast=1 ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help | -h) usage && exit 0 ;;
+    *) pytest_args+=("$1") ;;
+  esac
+  shift
+done
+if [[ "$fast" == 1 ]]; then pytest_args+=(-m "not slow and not multiprocess and not aot_tpu"); fi
+
+cores="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
+workers="${TEST_WORKERS:-$((cores < 4 ? cores : 4))}"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+
+ensure_venv
+run "$VENV/bin/ruff" check .
+run "$VENV/bin/ruff" format --check .
+run "$VENV/bin/mypy"
+# loadfile keeps a file's tests in one process, so that they share what jit compiled.
+run "$VENV/bin/python" -m pytest --quiet -n "$workers" --dist loadfile --durations 10 ${pytest_args[@]+"${pytest_args[@]}"}

@@ -1,0 +1,1 @@
+"""Linen modules and their configs: vision transformer, connector, language model, and the model around them."""

@@ -1,0 +1,68 @@
+"""One block of the SigLIP2 vision transformer: pre-norm attention inside frames, then a tanh-GELU MLP (Molmo2)."""
+
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sttts_jax import dims
+from sttts_jax.models.config import VitConfig
+from sttts_jax.ops.norm import layer_norm
+
+_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Layout(Protocol):
+    """What the blocks run on: see `pruning.pack`."""
+
+    def pack(self, x: jax.Array) -> jax.Array: ...
+
+    def attend(self, qkv: jax.Array) -> jax.Array: ...
+
+    def stream(self, tokens: jax.Array) -> jax.Array: ...
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with weight and bias, statistics in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+        scale = self.param("scale", nn.with_logical_partitioning(ones, (dims.EMBED,)), (x.shape[-1],))
+        bias = self.param("bias", nn.with_logical_partitioning(zeros, (dims.EMBED,)), (x.shape[-1],))
+        return layer_norm(x, scale, bias, self.eps)
+
+
+def dense(features: int | tuple[int, ...], axis: int | tuple[int, ...], names: tuple, outs: int, dtype, name: str):
+    """A linear layer whose heads stay an axis of their own; `names` are the kernel's logical axes, the last `outs` the bias's."""
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(_init, names),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), names[-outs:]),
+        name=name,
+    )
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)), on whatever layout the tokens are in."""
+
+    cfg: VitConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layout: Layout) -> tuple[jax.Array, None]:
+        """x [tokens.., D] -> ([tokens.., D], None); the None is scan's per-layer output."""
+        c = self.cfg
+        y = LayerNorm(c.norm_eps, name="norm1")(x)
+        names = (dims.EMBED, dims.QKV, dims.HEADS, dims.HEAD_DIM)
+        qkv = dense((3, c.heads, c.head_dim), -1, names, 3, self.dtype, "qkv")(y)
+        y = layout.attend(qkv)
+        x = x + dense(c.width, (-2, -1), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), 1, self.dtype, "out")(y)
+        y = LayerNorm(c.norm_eps, name="norm2")(x)
+        y = nn.gelu(dense(c.mlp, -1, (dims.EMBED, dims.MLP), 1, self.dtype, "fc1")(y), approximate=True)
+        return x + dense(c.width, -1, (dims.MLP, dims.EMBED), 1, self.dtype, "fc2")(y), None

@@ -1,0 +1,35 @@
+"""Rematerialisation policies by name, so that a config can hold them."""
+
+from collections.abc import Callable
+
+import jax
+
+_POLICIES = {
+    "full": "nothing_saveable",
+    "dots": "dots_saveable",
+    "dots_no_batch": "dots_with_no_batch_dims_saveable",
+    **{
+        name: name
+        for name in (
+            "nothing_saveable",
+            "everything_saveable",
+            "dots_saveable",
+            "checkpoint_dots",
+            "dots_with_no_batch_dims_saveable",
+            "checkpoint_dots_with_no_batch_dims",
+        )
+    },
+}
+
+
+def remat_policy(name: str) -> Callable[..., bool] | None:
+    """The policy for `jax.checkpoint` / `nn.remat`, or None for "none" (keep all activations, no remat at all).
+
+    "full" recomputes everything, "dots" keeps matrix products, "dots_no_batch" keeps those without batch axes; the
+    plain names of `jax.checkpoint_policies` work too. Raises ValueError for any other name.
+    """
+    if name == "none":
+        return None
+    if name not in _POLICIES:
+        raise ValueError(f"No remat policy is called {name!r}; use 'none' or one of {sorted(_POLICIES)}.")
+    return getattr(jax.checkpoint_policies, _POLICIES[name])

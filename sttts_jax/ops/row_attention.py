@@ -1,0 +1,77 @@
+"""Attention over packed rows: causal text, bidirectional vision, examples that never see each other (Molmo2)."""
+
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+
+from sttts_jax.ops.frame_attention import masked_softmax
+
+
+class RowRule(NamedTuple):
+    """What decides which token sees which; one entry per token, all [B, S].
+
+    order    int32, place in the sequence (what "causal" compares)
+    vision   bool, token of the bidirectional vision set
+    example  int32, example of the row, -1 for padding
+    segment  int32, subsegment of a message tree; a query sees keys with the same or a higher one. Constant without trees.
+    """
+
+    order: jax.Array
+    vision: jax.Array
+    example: jax.Array
+    segment: jax.Array
+
+    @classmethod
+    def of(cls, vision: jax.Array, example: jax.Array, segment: jax.Array | None = None) -> Self:
+        """The rule of rows whose tokens are stored in sequence order; no `segment` means no message trees."""
+        order = jnp.broadcast_to(jnp.arange(example.shape[-1], dtype=jnp.int32), example.shape)
+        return cls(order, vision, example, jnp.zeros_like(example) if segment is None else segment)
+
+
+def mask_rows(rule_q: RowRule, rule_k: RowRule) -> jax.Array:
+    """Dense bool mask [B, Sq, Sk] of who sees whom (Molmo2).
+
+    allow(q, k) = k is no padding, q and k belong to one example, segment_q <= segment_k, and
+    (order_k <= order_q or both are vision tokens). Padding queries see nothing.
+    """
+    q = RowRule(*(x[..., :, None] for x in rule_q))
+    k = RowRule(*(x[..., None, :] for x in rule_k))
+    same = (q.example == k.example) & (k.example >= 0)
+    return same & (q.segment <= k.segment) & ((k.order <= q.order) | (q.vision & k.vision))
+
+
+def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, rule_q: RowRule, rule_k: RowRule) -> jax.Array:
+    """All keys for one block of queries: q [B, s, Hkv, G, d], k and v [B, S2, Hkv, d] -> [B, s, Hkv, G, d]."""
+    logits = jnp.einsum("bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = masked_softmax(logits, mask_rows(rule_q, rule_k)[:, None, None])
+    out = jnp.einsum("bhgqk,bkhd->bqhgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)
+
+
+def _split(x: jax.Array, count: int, block: int, fill: int) -> jax.Array:
+    """[B, S, ...] -> [count, B, block, ...], padded at the end of S."""
+    pad = [(0, 0), (0, count * block - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, pad, constant_values=fill)
+    return jnp.moveaxis(x.reshape(x.shape[0], count, block, *x.shape[2:]), 1, 0)
+
+
+def row_attention_xla(
+    q: jax.Array, k: jax.Array, v: jax.Array, rule_q: RowRule, rule_k: RowRule, block: int
+) -> jax.Array:
+    """The blockwise XLA kernel of `attend_rows`; shapes as there.
+
+    Queries go in blocks, one after the other, and each block is recomputed in the backward pass, so that at most
+    block x S2 logits of a head live at any time.
+    """
+    batch, length, heads, width = q.shape
+    groups = heads // k.shape[2]
+    q = q.reshape(batch, length, k.shape[2], groups, width)
+    if length <= block:
+        return _attend_block(q, k, v, rule_q, rule_k).reshape(batch, length, heads, width)
+    count = -(-length // block)
+    blocks = _split(q, count, block, 0)
+    rules = RowRule(*(_split(x, count, block, fill) for x, fill in zip(rule_q, (0, False, -1, 0), strict=True)))
+    one = jax.checkpoint(lambda q_i, rule_i: _attend_block(q_i, k, v, rule_i, rule_k), prevent_cse=False)
+    out = jax.lax.map(lambda args: one(*args), (blocks, rules))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, count * block, heads, width)[:, :length]

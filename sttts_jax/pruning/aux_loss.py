@@ -1,0 +1,35 @@
+"""The temporal loss: scores learn how much a cell changed since the frame before (STTS, arXiv 2603.18004, section 3)."""
+
+import jax
+import jax.numpy as jnp
+
+from sttts_jax.pruning.rows import FrameRows
+
+
+def neighbour_cosine(cells: jax.Array) -> jax.Array:
+    """Cosine of each cell's W * D numbers with the same cell one frame earlier: [..., F, C, W, D] -> float32 [..., F - 1, C].
+
+    The authors' code forms the full (F C) x (F C) similarity matrix and reads this diagonal of it.
+    """
+    x = cells.astype(jnp.float32)
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=(-2, -1)), 1e-24))
+    dot = jnp.sum(x[..., 1:, :, :, :] * x[..., :-1, :, :, :], axis=(-2, -1))
+    return dot / (norm[..., 1:, :] * norm[..., :-1, :])
+
+
+def temporal_loss(
+    logits: jax.Array, cells: jax.Array, rows: FrameRows, *, across_items: bool = False, stop_gradient: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Sum over cells of (sigmoid(logit) - (1 - cosine))^2 and the number of cells, both float32 scalars.
+
+    logits [..., F, C], cells [..., F, C, W, D] after block `prune_after`. Frames 1.. of every video count; with `across_items` also
+    the first frame of a later video of the row, compared with the frame before it, as in the authors' code. `stop_gradient` keeps
+    the loss from reaching the features (the authors let it). Sum and count are apart so that the mean is over the global batch.
+    """
+    if logits.shape[-2] < 2:
+        return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+    cosine = neighbour_cosine(jax.lax.stop_gradient(cells) if stop_gradient else cells)
+    counted = rows.video if across_items else rows.video & ~rows.first
+    weight = jnp.broadcast_to(counted[..., 1:, None], cosine.shape).astype(jnp.float32)
+    error = jax.nn.sigmoid(logits[..., 1:, :]) - (1 - cosine)
+    return jnp.sum(weight * error * error), jnp.sum(weight)

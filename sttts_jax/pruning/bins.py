@@ -1,0 +1,120 @@
+"""The paper's packing: frames put first-fit-decreasing into bins of one whole frame, and attention masked inside each bin.
+
+A reference mode. The number of bins depends on the scores, so the blocks after the drop are compiled once for every rung of a ladder
+of bin counts, and the smallest rung that fits runs. With `refill`, as in the authors' code, a frame alone in its bin gets its dropped
+patches back as attention context; they are still dropped at the end, but a token's features then depend on what else is in the batch.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sttts_jax.ops.attention import masked_softmax
+from sttts_jax.pruning.pack import flatten_cells, take_batch, take_rows
+from sttts_jax.pruning.select import Kept
+
+
+class BinPlan(struct.PyTreeNode):
+    """Where the frames of a batch go. G = B * F frames.
+
+    used    int32 []           bins in use
+    target  int32 [G * C]      place bin * C + offset of every cell that goes in, G * C for the others
+    """
+
+    used: jax.Array
+    target: jax.Array
+
+
+def ladder(frames: int, capacity: int, cells: int, rungs: int = 4) -> tuple[int, ...]:
+    """Bin counts to compile for, rising: from what a perfect packing needs to one bin a frame."""
+    low = -(-capacity // cells)
+    return tuple(sorted({int(round(low + (frames - low) * i / max(rungs - 1, 1))) for i in range(rungs)} | {frames}))
+
+
+def plan_bins(kept: Kept, refill: bool) -> BinPlan:
+    """First-fit-decreasing over all frames of the batch, by number of survivors; equal frames keep their order."""
+    cells = kept.mask.shape[-1]
+    mask = kept.mask.reshape(-1, cells)
+    frames = mask.shape[0]
+    counts = mask.sum(axis=-1, dtype=jnp.int32)
+
+    def place(room, frame):
+        count = counts[frame]
+        chosen = jnp.argmax(room >= count)
+        offset = cells - room[chosen]
+        return room.at[chosen].add(-count), (chosen, offset)
+
+    order = jnp.argsort(-counts, stable=True)
+    room, (chosen, offset) = jax.lax.scan(place, jnp.full(frames, cells, jnp.int32), order)
+    bin_of = jnp.zeros(frames, jnp.int32).at[order].set(chosen.astype(jnp.int32))
+    offset_of = jnp.zeros(frames, jnp.int32).at[order].set(offset)
+    inside = mask
+    if refill:
+        alone = (counts > 0) & (room[bin_of] == cells - counts)
+        inside = mask | alone[:, None]
+    rank = jnp.cumsum(inside, axis=-1, dtype=jnp.int32) - 1
+    target = jnp.where(inside, bin_of[:, None] * cells + offset_of[:, None] + rank, frames * cells)
+    return BinPlan(used=jnp.sum(room < cells), target=target.reshape(-1))
+
+
+@struct.dataclass
+class BinLayout:
+    """R bins of C cells: tokens [R, C, W, D].
+
+    kept    the survivors, for `stream`
+    source  int32 [R * C]      flat cell of the batch in each place, G * C where empty
+    target  int32 [G * C]      its inverse, R * C for cells that are not in a bin
+    frame   int32 [R, C]       frame of each place, -1 where empty: attention stays inside it
+    """
+
+    kept: Kept
+    source: jax.Array
+    target: jax.Array
+    frame: jax.Array
+    key_mask: jax.Array | None
+
+    def pack(self, x: jax.Array) -> jax.Array:
+        cells, flat = x.shape[2], flatten_cells(x)
+        packed = take_rows(flat.reshape(-1, *flat.shape[2:]), self.source, self.target)
+        return packed.reshape(-1, cells, *packed.shape[1:])
+
+    def attend(self, qkv: jax.Array) -> jax.Array:
+        bins, cells, window, _, heads, dim = qkv.shape
+        q, k, v = (qkv[:, :, :, i].reshape(bins, cells * window, heads, dim) for i in range(3))
+        same = (self.frame[:, :, None] == self.frame[:, None, :]) & (self.frame >= 0)[:, None, :]
+        allowed = jnp.repeat(jnp.repeat(same, window, axis=1), window, axis=2)
+        if self.key_mask is not None:
+            allowed &= self.key_mask.reshape(bins, 1, cells * window)
+        logits = jnp.einsum("rqhd,rkhd->rhqk", q, k, preferred_element_type=jnp.float32) * dim**-0.5
+        weights = masked_softmax(logits, allowed[:, None]).astype(v.dtype)
+        return jnp.einsum("rhqk,rkhd->rqhd", weights, v).reshape(bins, cells, window, heads, dim)
+
+    def stream(self, tokens: jax.Array) -> jax.Array:
+        batch, frames, cells = self.kept.mask.shape
+        flat = tokens.reshape(-1, *tokens.shape[2:])
+        full = take_rows(flat, self.target, self.source).reshape(batch, frames * cells, *flat.shape[1:])
+        return take_batch(full, self.kept.index, self.kept.inverse)
+
+
+def bin_layout(kept: Kept, plan: BinPlan, bins: int, filled: np.ndarray | None = None) -> BinLayout:
+    """The maps of one rung of the ladder; `bins` must be at least `plan.used`."""
+    cells, total = kept.mask.shape[-1], plan.target.shape[0]
+    target = jnp.where(plan.target < bins * cells, plan.target, bins * cells)
+    source = jnp.full(bins * cells, total, jnp.int32).at[target].set(jnp.arange(total, dtype=jnp.int32), mode="drop")
+    frame = jnp.where(source < total, source // cells, -1).reshape(bins, cells)
+    key_mask = None
+    if filled is not None:
+        key_mask = (jnp.asarray(filled)[source % cells] & (source < total)[:, None]).reshape(bins, cells, -1)
+    return BinLayout(kept, source, target, frame, key_mask)
+
+
+def switch_bins(kept: Kept, refill: bool, filled: np.ndarray | None):
+    """(index of the smallest rung that fits, one function per rung that makes its layout)."""
+    batch, frames, cells = kept.mask.shape
+    plan = plan_bins(kept, refill)
+    rungs = ladder(batch * frames, batch * kept.index.shape[-1], cells)
+    index = jnp.searchsorted(jnp.asarray(rungs), plan.used)
+    return index, [functools.partial(bin_layout, kept, plan, rung, filled) for rung in rungs]

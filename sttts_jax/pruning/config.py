@@ -1,0 +1,62 @@
+"""What to prune and how: one frozen object, checked before any device is touched."""
+
+import dataclasses
+
+from sttts_jax.pruning.bias import RESCALES
+from sttts_jax.pruning.budget import as_fraction
+
+METHODS = ("scorer", "random", "easy", "reference_tracking", "soft_only", "none")
+PACKINGS = ("staircase", "bins")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """STTS and its baselines.
+
+    method              "scorer" (STTS), "random", "easy", "reference_tracking"; "soft_only" adds the bias and drops nothing; "none"
+    fraction            share of cells removed, a decimal such as "0.5"; text, so that it is exact
+    packing             "staircase" (exact stream, the default) or "bins" (the paper's)
+    refill              bins only: a frame alone in its bin gets its dropped patches back as context, as in the authors' code
+    rescale             how scores become a bias: see `bias.soft_bias`
+    across_items        the authors' "previous frame" across the videos of a packed row; off: every video starts afresh
+    aux_weight          coefficient c of the temporal loss; 0 is the paper's "no aux" ablation
+    aux_stop_gradient   keep the temporal loss out of the features
+    positions           LLM position ids after the drop: "dense" (closed up) or "original" (with gaps)
+    """
+
+    method: str = "scorer"
+    fraction: str = "0.5"
+    packing: str = "staircase"
+    refill: bool = False
+    rescale: str = "affine"
+    across_items: bool = False
+    aux_weight: float = 0.5
+    aux_stop_gradient: bool = False
+    positions: str = "dense"
+
+    def check(self) -> "PruneConfig":
+        """Raises ValueError with one sentence; returns self."""
+        for name, value, known in (
+            ("method", self.method, METHODS),
+            ("packing", self.packing, PACKINGS),
+            ("rescale", self.rescale, RESCALES),
+            ("positions", self.positions, ("dense", "original")),
+        ):
+            if value not in known:
+                raise ValueError(f"pruning.{name}={value!r} is unknown; choose one of {', '.join(known)}")
+        as_fraction(self.fraction)
+        if self.refill and self.packing != "bins":
+            raise ValueError("pruning.refill=True needs pruning.packing='bins'; the staircase never lets pruned patches back in")
+        if self.aux_weight < 0:
+            raise ValueError(f"pruning.aux_weight={self.aux_weight} must not be negative")
+        return self
+
+    @property
+    def scores(self) -> bool:
+        """A scorer is part of the model."""
+        return self.method in ("scorer", "soft_only")
+
+    @property
+    def drops(self) -> str:
+        """The share that is really removed: what the packer and the LLM rows have to know."""
+        return "0" if self.method in ("soft_only", "none") else self.fraction

@@ -1,0 +1,41 @@
+"""Which frame of a row belongs to which item (video or image)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class FrameRows(NamedTuple):
+    """The frames of packed rows. Items are contiguous and numbered in order; -1 is a padding frame.
+
+    item      int32 [..., F]
+    prunable  bool  [..., F]   True for the frames of a video; images and multi-image items are False
+
+    >>> FrameRows(item=[0, 0, 0, 1, 1, -1], prunable=[1, 1, 1, 0, 0, 0])   # a video of 3 frames, an item of 2 images, padding
+    """
+
+    item: jax.Array
+    prunable: jax.Array
+
+    @property
+    def valid(self) -> jax.Array:
+        """bool [..., F]: not padding."""
+        return self.item >= 0
+
+    @property
+    def video(self) -> jax.Array:
+        """bool [..., F]: frames whose cells may be dropped, and the first frames of their videos."""
+        return self.valid & self.prunable
+
+    @property
+    def first(self) -> jax.Array:
+        """bool [..., F]: the first frame of every item."""
+        before = jnp.concatenate([jnp.full_like(self.item[..., :1], -1), self.item[..., :-1]], axis=-1)
+        return self.valid & (self.item != before)
+
+
+def previous(x: jax.Array, cut: jax.Array | None) -> jax.Array:
+    """x [..., F, C, D] moved by one frame; zero before frame 0 and, where `cut` [..., F] is set, at the start of an item."""
+    moved = jnp.concatenate([jnp.zeros_like(x[..., :1, :, :]), x[..., :-1, :, :]], axis=-3)
+    return moved if cut is None else jnp.where(cut[..., None, None], 0, moved)

@@ -1,0 +1,64 @@
+"""Scores -> kept cells: exact count, global over each video, first frames whole, static shape (STTS, arXiv 2603.18004)."""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sttts_jax.pruning.budget import n_kept
+from sttts_jax.pruning.rows import FrameRows
+
+
+class Kept(NamedTuple):
+    """The survivors of one or more rows, three ways. R = F * C cells of a row, K the static capacity.
+
+    mask     bool  [..., F, C]
+    index    int32 [..., K]     flat cell ids f * C + c in rising order; R after the last survivor
+    inverse  int32 [..., R]     where a cell went in the stream, K if it was dropped
+    """
+
+    mask: jax.Array
+    index: jax.Array
+    inverse: jax.Array
+
+
+def select(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacity: int) -> Kept:
+    """Keeps the n_kept(T) best cells of every video and all cells of everything else.
+
+    scores float32 [..., F, C], higher is better, any scale; NaN ranks last; ties break by position, earlier cells first. A first
+    frame is never dropped. `capacity` K must hold the survivors of a row (see `budget.row_capacity`; the packer guarantees it).
+    """
+    lead, cells = scores.shape[:-2], scores.shape[-1]
+    best = jnp.where(rows.first[..., None], jnp.inf, jnp.where(jnp.isnan(scores), -jnp.inf, scores.astype(jnp.float32)))
+    kept = _n_kept_of_item(rows, fraction, cells)
+    one = _select_row
+    for _ in lead:
+        one = jax.vmap(one, in_axes=(0, 0, 0, None))
+    return one(best, rows, kept, capacity)
+
+
+def _n_kept_of_item(rows: FrameRows, fraction: Fraction, cells: int) -> jax.Array:
+    """int32 [..., F]: survivors of the item that each frame belongs to; the host's own table, so that both always agree."""
+    frames = rows.item.shape[-1]
+    size = jnp.sum((rows.item[..., :, None] == rows.item[..., None, :]) & rows.valid[..., None, :], axis=-1)
+    table = np.array([n_kept(t, fraction, cells) for t in range(frames + 1)], np.int32)
+    return jnp.where(rows.video, jnp.asarray(table)[size], jnp.where(rows.valid, size * cells, 0)).astype(jnp.int32)
+
+
+def _select_row(best: jax.Array, rows: FrameRows, kept: jax.Array, capacity: int) -> Kept:
+    frames, cells = best.shape
+    total = frames * cells
+    ids = jnp.arange(total, dtype=jnp.int32)
+    item = jnp.repeat(jnp.where(rows.valid, rows.item, frames).astype(jnp.int32), cells)
+    # Sorted by item, then by falling score, then by position: an item's survivors are the head of its own stretch.
+    item, _, order = jax.lax.sort((item, -best.reshape(-1), ids), num_keys=2, is_stable=True)
+    start = jax.lax.cummax(jnp.where(jnp.diff(item, prepend=-1) != 0, ids, 0))
+    alive = (item < frames) & (ids - start < jnp.repeat(kept, cells)[order])
+    mask = jax.lax.sort((order, alive.astype(jnp.int32)), num_keys=1)[1].astype(bool)
+    index = jnp.sort(jnp.where(mask, ids, total))
+    index = index[:capacity] if capacity <= total else jnp.pad(index, (0, capacity - total), constant_values=total)
+    place = jnp.cumsum(mask, dtype=jnp.int32) - 1
+    inverse = jnp.where(mask & (place < capacity), place, capacity)
+    return Kept(mask.reshape(frames, cells), index, inverse)

@@ -1,0 +1,100 @@
+"""The dispatcher: what it lists, how it fails, and that it imports nothing it need not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sttts_jax.cli import main as dispatcher
+
+
+def _process(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, env={**os.environ, **env}, timeout=120
+    )
+
+
+def test_help_lists_exactly_the_commands_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatcher.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, line in dispatcher.COMMANDS.items():
+        assert (f"{name} " in text and line in text) == (name in dispatcher.available())
+
+
+def test_every_command_file_is_in_the_table() -> None:
+    folder = os.path.dirname(dispatcher.__file__)
+    files = {name[:-3] for name in os.listdir(folder) if name.endswith(".py") and not name.startswith("_")}
+    assert files - {"main"} <= set(dispatcher.COMMANDS)
+
+
+def test_no_command_is_a_mistake_and_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatcher.main([]) == 2
+    assert "usage: sttts-jax COMMAND" in capsys.readouterr().err
+
+
+def test_misspelt_command_names_the_near_one(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(dispatcher, "available", lambda: {"train": "", "evaluate": ""})
+    assert dispatcher.main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+    assert dispatcher.main(["zzz"]) == 2
+    assert "choose one of: train, evaluate" in capsys.readouterr().err
+
+
+def test_module_and_console_entry_agree() -> None:
+    package, module = _process("sttts_jax.cli", "--help"), _process("sttts_jax.cli.main", "--help")
+    assert package.returncode == module.returncode == 0
+    assert package.stdout == module.stdout != ""
+
+
+def test_help_is_light() -> None:
+    code = "import sys; from sttts_jax.cli import main; main.main(['--help']); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"jax", "flax", "numpy"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("--pruned_fraction is 1.5; give a value from 0 to 1"), "--pruned_fraction is 1.5; give a value"),
+        (FileNotFoundError(2, "No such file or directory", "runs/x"), "runs/x: No such file or directory"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_user_mistakes_are_one_sentence(error: Exception, expected: str, capsys) -> None:
+    def command(argv: list[str]) -> int:
+        raise error
+
+    assert dispatcher.run("train", command, []) == 2
+    assert capsys.readouterr().err.startswith(f"sttts-jax train: error: {expected}")
+
+
+def test_errors_of_other_packages_say_where_they_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    assert dispatcher.run("inspect", lambda argv: json.loads("{"), []) == 2
+    assert "raised by json.decoder; STTTS_DEBUG=1" in capsys.readouterr().err
+
+
+def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STTTS_DEBUG", "1")
+    with pytest.raises(ValueError, match="invalid literal"):
+        dispatcher.run("train", lambda argv: int(argv[0]), ["x"])
+
+
+def test_bugs_are_not_dressed_up() -> None:
+    with pytest.raises(ZeroDivisionError):
+        dispatcher.run("train", lambda argv: 1 // 0, [])
+
+
+@pytest.mark.parametrize(("value", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_exit_code_is_what_the_command_returns(value: int | None, code: int) -> None:
+    assert dispatcher.run("train", lambda argv: value, []) == code
+
+
+def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert dispatcher.run("train", command, []) == 130
+    assert capsys.readouterr().err == "sttts-jax train: interrupted\n"

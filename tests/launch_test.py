@@ -1,0 +1,115 @@
+"""The scripts of launch/ and .ci/, and the constraints they install with."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(ROOT.glob("launch/*.sh")) + [ROOT / ".ci/run"]
+RUNNABLE = [path for path in SCRIPTS if path.parent.name == "launch" and path.name != "lib.sh"]
+
+
+def _bash(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def _constraints() -> dict[str, Version]:
+    lines = (ROOT / "launch/constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A checkout with no environment, as far as a dry run looks at it."""
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_parses(script: Path) -> None:
+    assert _bash("-n", script).returncode == 0
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "lib.sh"], ids=lambda path: path.name)
+def test_stops_at_the_first_failure(script: Path) -> None:
+    assert "set -euo pipefail" in script.read_text()
+
+
+@pytest.mark.parametrize("script", RUNNABLE, ids=lambda path: path.name)
+def test_help(script: Path) -> None:
+    done = _bash(script, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: bash launch/") and "--dry-run" in done.stdout
+
+
+@pytest.mark.parametrize("script", RUNNABLE, ids=lambda path: path.name)
+def test_dry_run_prints_commands_and_makes_nothing(script: Path, bare: Path) -> None:
+    before = sorted(bare.rglob("*"))
+    done = _bash(f"launch/{script.name}", "--dry-run", cwd=bare)
+    assert done.returncode == 0, done.stderr
+    assert "-m venv .venv" in done.stdout and "--constraint launch/constraints.txt" in done.stdout
+    assert all(line.startswith("+ ") for line in done.stdout.splitlines())
+    assert sorted(bare.rglob("*")) == before
+
+
+def test_fast_leaves_out_the_heavy_markers(bare: Path) -> None:
+    assert "not" not in _bash("launch/test.sh", "--dry-run", cwd=bare).stdout
+    assert r"not\ slow\ and\ not\ multiprocess" in _bash("launch/test.sh", "--dry-run", "--fast", cwd=bare).stdout
+
+
+@pytest.mark.parametrize("arguments", [["--sede", "1"], ["--seed"], ["--seed", "x"], ["--workdir"]])
+def test_demo_refuses_what_it_does_not_know(arguments: list[str], bare: Path) -> None:
+    done = _bash("launch/demo.sh", *arguments, cwd=bare)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and not (bare / ".venv").exists()
+
+
+def test_named_python_that_does_not_run_is_refused(bare: Path) -> None:
+    done = subprocess.run(
+        ["env", "PYTHON=no-such-python", "bash", "launch/test.sh"], cwd=bare, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "no Python 3.11 or newer in: no-such-python" in done.stderr
+
+
+def test_exit_code_of_the_tests_is_passed_on(bare: Path) -> None:
+    """A fake environment whose ruff fails: the scripts must end with its code and run nothing after it."""
+    tools = bare / ".venv/bin"
+    tools.mkdir(parents=True)
+    for name, body in {"python": "exit 0", "ruff": "exit 7", "mypy": "touch reached"}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    (bare / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", bare / ".ci")
+    assert _bash(".ci/run", cwd=bare).returncode == 7
+    assert not (bare / "reached").exists()
+
+
+def test_every_direct_dependency_has_a_tested_version_within_its_range() -> None:
+    project, tested = _project(), _constraints()
+    extras = project["optional-dependencies"]
+    for text in project["dependencies"] + extras["dev"] + extras["hf"]:
+        requirement = Requirement(text)
+        version = tested[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, f"{requirement} does not admit the tested {version}"
+
+
+def test_constraints_are_names_and_versions_only() -> None:
+    for line in (ROOT / "launch/constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"(#.*|[\w.-]+==[\w.+]+|)", line), line
+
+
+def test_dependencies_give_ranges_not_pins() -> None:
+    for text in _project()["dependencies"]:
+        operators = {specifier.operator for specifier in Requirement(text).specifier}
+        assert operators and not operators & {"==", "~="}, text

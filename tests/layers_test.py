@@ -1,0 +1,183 @@
+"""The order of the layers, read from the imports of every module, and the size of every file.
+
+    leaves < devices < ops < pruning < models | data < ckpt < train | evals < cli
+
+A module imports its own part of the package and the layers before it. Models and data do not see each other, nor do
+train and evals. Imports inside of functions count as well: that is where cycles hide.
+"""
+
+import ast
+import statistics
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "sttts_jax"
+
+# Each layer: parts that may stand side by side, none seeing another of its row.
+LAYERS: list[set[str]] = [
+    {"dims", "trees", "paths"},
+    {"distributed", "mesh", "sharding"},
+    {"ops"},
+    {"pruning"},
+    {"models", "data"},
+    {"ckpt"},
+    {"train", "evals"},
+    {"cli"},
+]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+# Parts that see less than their place allows.
+ONLY = {
+    "pruning": {"pruning", "ops", "dims"},  # usable with any Flax ViT, so it asks for no mesh
+    "data": {"data", "dims", "trees", "paths", "pruning"},  # workers import it: numpy only
+}
+DEVICE_MODULE = f"{PACKAGE}.data.device"
+HOST_MODULE = f"{PACKAGE}.pruning.budget"  # the pure integers that the data layer shares with the model
+
+ON_DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
+TEST_ONLY = {"torch", "transformers", "tensorflow", "pytest", "hypothesis"}
+CATCH_ALL = {"utils", "util", "helpers", "misc", "common"}
+
+MAX_LINES = 400
+MAX_MEDIAN = 150
+TEXT_SUFFIXES = {".py", ".sh", ".html", ".css", ".js", ".yaml", ".yml", ".toml"}
+
+
+def _tracked(*folders: str) -> list[Path]:
+    """Files below `folders` that git tracks or would: generated and ignored files are not held to the rules."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders]
+    try:
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        paths = [ROOT / line for line in listing]
+    except (OSError, subprocess.CalledProcessError):  # an unpacked archive: no git
+        paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    return sorted(path for path in set(paths) if path.is_file() and "__pycache__" not in path.parts)
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in _tracked(PACKAGE) if path.suffix == ".py"}
+
+
+def _resolve(name: str) -> str:
+    """The module that `name` lives in: `sttts_jax.dims.EMBED` is sttts_jax.dims."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """Full dotted names that a module imports, those of `from a import b` as a.b."""
+    tree = ast.parse(MODULES[module].read_text(), filename=str(MODULES[module]))
+    return frozenset(_names(tree, module))
+
+
+def _names(tree: ast.AST, module: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively; write the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _inner(module: str) -> set[str]:
+    """Modules of the package that a module imports."""
+    return {_resolve(name) for name in _imports(module) if name.split(".")[0] == PACKAGE} - {module, PACKAGE}
+
+
+def _outer(module: str) -> set[str]:
+    """Top-level names of other packages that a module imports."""
+    return {name.split(".")[0] for name in _imports(module)} - {PACKAGE}
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def _allowed(part: str) -> set[str]:
+    below = {other for other, level in LEVEL.items() if level < LEVEL[part]} | {part}
+    if part in LAYERS[1]:
+        below |= LAYERS[1]  # the three device modules are one part in three files
+    return below & ONLY.get(part, below)
+
+
+def test_modules_were_found() -> None:
+    assert {f"{PACKAGE}.dims", f"{PACKAGE}.cli.main"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {PACKAGE}))
+def test_module_has_a_layer_and_keeps_to_it(module: str) -> None:
+    part = _part(module)
+    assert part in LEVEL, f"{module} has no layer; give it one in LAYERS, or move it where it belongs"
+    allowed = _allowed(part) | (LAYERS[1] if module == DEVICE_MODULE else set())
+    wrong = sorted(other for other in _inner(module) if _part(other) not in allowed)
+    assert not wrong, f"{module} may import {sorted(allowed)} but imports {wrong}"
+
+
+def test_the_package_root_imports_nothing() -> None:
+    assert not _imports(PACKAGE)
+
+
+def test_no_cycles() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, "import cycle: " + " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(_inner(module)):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in sorted(MODULES):
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if _part(name) == "data" and name != DEVICE_MODULE))
+def test_data_workers_never_import_jax(module: str) -> None:
+    seen, todo = set(), {module}
+    while todo:
+        current = todo.pop()
+        seen.add(current)
+        found = sorted(_outer(current) & ON_DEVICE)
+        assert not found, f"{module} reaches {current}, which imports {found}; only {DEVICE_MODULE} may"
+        todo |= _inner(current) - seen
+        heart = sorted(other for other in _inner(current) if _part(other) == "pruning" and other != HOST_MODULE)
+        assert _part(current) == "pruning" or not heart, f"{current} imports {heart}; data shares only {HOST_MODULE}"
+
+
+def test_test_only_packages_and_folders_stay_out() -> None:
+    wrong = {module: sorted(_outer(module) & (TEST_ONLY | {"tests", "configs"})) for module in MODULES}
+    assert not {module: names for module, names in wrong.items() if names}
+
+
+def test_nobody_imports_a_command() -> None:
+    readers = [path for path in _tracked(PACKAGE, "configs") if path.suffix == ".py"]
+    for path in readers:
+        names = set(_names(ast.parse(path.read_text()), str(path)))
+        if path.parent.name != "cli":
+            assert not {name for name in names if name.startswith(f"{PACKAGE}.cli")}, path
+
+
+def test_no_catch_all_modules() -> None:
+    assert not [module for module in MODULES if module.rpartition(".")[2] in CATCH_ALL]
+
+
+def test_no_file_is_too_long() -> None:
+    files = [path for path in _tracked(PACKAGE, "configs", "tests", "launch") if path.suffix in TEXT_SUFFIXES]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_median_file_is_short() -> None:
+    lengths = [len(path.read_text().splitlines()) for path in MODULES.values()]
+    assert statistics.median([lines for lines in lengths if lines >= 5]) <= MAX_MEDIAN
