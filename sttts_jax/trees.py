@@ -75,10 +75,7 @@ def diff_trees(expected: Any, got: Any, limit: int = 40) -> str:
 
     Leaves may be arrays, jax.ShapeDtypeStruct or anything with shape and dtype. At most `limit` lines are printed.
     """
-    want, have = (
-        {name: _describe(leaf) for name, leaf in named_leaves(tree, is_leaf=lambda x: x is None).items()}
-        for tree in (expected, got)
-    )
+    want, have = ({name: _describe(leaf) for name, leaf in named_leaves(tree).items()} for tree in (expected, got))
     rows = [
         (name, want.get(name, "-"), have.get(name, "-")) for name in want | have if want.get(name) != have.get(name)
     ]

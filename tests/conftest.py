@@ -1,7 +1,7 @@
 """Every test sees 8 CPU devices, so that meshes, shardings and layouts are tested without an accelerator.
 
-The flag must be in the environment before jax is imported, so nothing above this line may import jax. Tests that need another
-count start a process of their own (tests/multiprocess).
+The flag must be in the environment before jax is imported, so nothing above this line may import jax. Tests that need
+another count start a process of their own (tests/multiprocess).
 """
 
 import os

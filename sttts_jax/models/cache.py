@@ -1,5 +1,6 @@
 """The KV cache of generation: static buffers, so that prefill and every decode step compile once."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -24,7 +25,7 @@ class KvCache:
 
     @classmethod
     def empty(cls, cfg: LlmConfig, batch: int, slots: int, dtype: Any) -> "KvCache":
-        """A cache without tokens, for `batch` rows of up to `slots` tokens (the prompt with its padding, and new ones)."""
+        """A cache without tokens, for `batch` rows of up to `slots` tokens: the padded prompt, and new ones."""
         shape = (cfg.layers, batch, slots, cfg.kv_heads, cfg.head_dim)
         zero = jnp.zeros((batch, slots), jnp.int32)
         rule = RowRule(order=zero, vision=zero > 0, example=zero - 1, segment=zero)
@@ -51,7 +52,7 @@ class KvCache:
         def put(old: jax.Array, new: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, self.length))
 
-        return self.replace(rule=RowRule(*(put(*pair) for pair in zip(self.rule, rule, strict=True))))
+        return dataclasses.replace(self, rule=RowRule(*(put(*pair) for pair in zip(self.rule, rule, strict=True))))
 
 
 def write_layer(buffer: jax.Array, layer: jax.Array, length: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Frozen dataclass configs of the model. `check()` raises one sentence that says what to change, and returns the config."""
+"""Frozen configs of the model. `check()` returns the config, or raises one sentence that says what to change."""
 
 import dataclasses
 import math
@@ -16,7 +16,10 @@ def _require_positive(config: object, names: PositiveFields) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class VitConfig:
-    """The vision transformer. `feature_layers` in the order of the connector's channels; `prune_after` is the scored block."""
+    """The vision transformer (Molmo2: SigLIP 2).
+
+    `feature_layers` are in the order of the connector's channels; the scorer reads the output of block `prune_after`.
+    """
 
     width: int
     heads: int

@@ -4,6 +4,7 @@ Blocks are stacked on a leading `layers` axis and run by `nn.scan`. Nothing here
 embedded rows, their positions and the rule of who sees whom.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -48,10 +49,10 @@ class LlmBlock(nn.Module):
         layer: tuple[jax.Array, jax.Array],
         rope: Rope,
         rules: tuple[RowRule, RowRule],
-        length: jax.Array | None,
+        length: jax.Array,
         deterministic: bool,
     ) -> tuple[tuple[jax.Array, Kv | None], None]:
-        """carry = (x [B, S, E], cache buffers); layer = (index, which rope table); rules of the queries and the keys."""
+        """carry = (x [B, S, E], cache buffers); layer = (index, which rope table); rules of queries and keys."""
         x, kv = carry
         pre = self.cfg.norm == "pre"
         width = ((self.cfg.width,), (dims.EMBED,))
@@ -75,7 +76,7 @@ class LlmBlock(nn.Module):
         layer: tuple[jax.Array, jax.Array],
         rope: Rope,
         rules: tuple[RowRule, RowRule],
-        length: jax.Array | None,
+        length: jax.Array,
     ) -> tuple[jax.Array, Kv | None]:
         c = self.cfg
         q_axes, kv_axes = (dims.HEADS, dims.HEAD_DIM), (dims.KV_HEADS, dims.HEAD_DIM)
@@ -118,8 +119,8 @@ class Llm(nn.Module):
     """Decoder over embedded rows.
 
     Parameters: embedding [Y, E], new_embedding [extra, E], final_norm [E], head [Y, E] (only if not tied), and in
-    `blocks`, each with a leading L: q [E, H, d], kv [E, 2, Hkv, d], out [H, d, E], q_norm and k_norm ([d], or [H, d] and
-    [Hkv, d] for qk_norm "full"), gate_up [E, 2, M], down [M, E], attn_norm and mlp_norm [E].
+    `blocks`, each with a leading L: q [E, H, d], kv [E, 2, Hkv, d], out [H, d, E], q_norm and k_norm ([d], or [H, d]
+    and [Hkv, d] for qk_norm "full"), gate_up [E, 2, M], down [M, E], attn_norm and mlp_norm [E].
 
     `dtype` is the compute dtype, `remat` a name of `ops.remat`, `attention` and `query_block` go to `attend_rows`;
     `scan=False` unrolls the layers over the same stacked parameters.
@@ -189,10 +190,10 @@ class Llm(nn.Module):
         layer = (jnp.arange(c.layers), jnp.asarray(self._rope_table_of_layer()))
         rules = (rule, rule if cache is None else cache.rule)
         carry = (x.astype(self.dtype), None if cache is None else (cache.k, cache.v))
-        length = None if cache is None else cache.length
+        length = jnp.zeros((), jnp.int32) if cache is None else cache.length
         (x, kv), _ = self.blocks(carry, layer, self._rope(positions), rules, length, deterministic)
-        if cache is not None:
-            cache = cache.replace(k=kv[0], v=kv[1], length=cache.length + positions.shape[1])
+        if cache is not None and kv is not None:
+            cache = dataclasses.replace(cache, k=kv[0], v=kv[1], length=length + positions.shape[1])
         return rms_norm(x, self.final_norm, c.norm_eps), cache
 
     def head_matrix(self) -> jax.Array:

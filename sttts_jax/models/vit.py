@@ -6,9 +6,10 @@
     drop, pack             survivors only from here on
     blocks p + 2 ..        survivors, attention stays inside each frame
 
-Blocks are stacked for scan in segments that are cut where something happens: before and after the biased block, and after each feature
-layer. So every run is a scan over whole parameter arrays, no slices of them are copied, and the parameter tree depends on the
-architecture alone, not on the pruning method: `blocks_00_03`, `blocks_04_04`, `blocks_05_18`, `blocks_19_24`.
+Blocks are stacked for scan in segments that are cut where something happens: before and after the biased block, and
+after each feature layer. So every run is a scan over whole parameter arrays, no slices of them are copied, and the
+parameter tree depends on the architecture alone, not on the pruning method: `blocks_00_03`, `blocks_04_04`,
+`blocks_05_18`, `blocks_19_24`.
 """
 
 from typing import NamedTuple
@@ -67,7 +68,7 @@ class Vit(nn.Module):
     def setup(self) -> None:
         c = self.cfg
         self.grid = CellGrid(c.grid, c.cell)
-        position = nn.with_logical_partitioning(nn.initializers.normal(0.02), (dims.POSITION, dims.EMBED))
+        position = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), (dims.POSITION, dims.EMBED))
         self.patch_embedding = dense(c.width, -1, (dims.PATCH_IN, dims.EMBED), 1, self.dtype, "patch_embedding")
         self.position_embedding = self.param("position_embedding", position, (self.grid.patches, c.width))
         for first, end in cuts(c):
@@ -89,7 +90,7 @@ class Vit(nn.Module):
         return scanned(self.cfg, self.dtype)
 
     def __call__(self, patches: jax.Array, rows: FrameRows, capacity: int, rng: jax.Array | None = None) -> VitOutput:
-        """patches [B, F, C, W, P] normalised, window-major (`CellGrid`), rows [B, F], `capacity` K, `rng` only for "random"."""
+        """patches [B, F, C, W, P] normalised, window-major; rows [B, F]; `capacity` K; `rng` only for "random"."""
         x = self._embed(patches)
         x, taps = self._run(x, {}, self._frames(), 0, self.cfg.prune_after + 1)
         scored = self._fill(x)

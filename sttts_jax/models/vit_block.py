@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from sttts_jax import dims
 from sttts_jax.models.config import VitConfig
 from sttts_jax.ops.norm import layer_norm
-
-_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+from sttts_jax.sharding import constrain
 
 
 class Layout(Protocol):
@@ -37,12 +36,17 @@ class LayerNorm(nn.Module):
 
 
 def dense(features: int | tuple[int, ...], axis: int | tuple[int, ...], names: tuple, outs: int, dtype, name: str):
-    """A linear layer whose heads stay an axis of their own; `names` are the kernel's logical axes, the last `outs` the bias's."""
+    """A linear layer whose heads stay an axis of their own.
+
+    `names` are the kernel's logical axes, the last `outs` of them the bias's.
+    """
     return nn.DenseGeneral(
         features,
         axis=axis,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(_init, names),
+        kernel_init=nn.with_logical_partitioning(
+            nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), names
+        ),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), names[-outs:]),
         name=name,
     )
@@ -61,8 +65,14 @@ class Block(nn.Module):
         y = LayerNorm(c.norm_eps, name="norm1")(x)
         names = (dims.EMBED, dims.QKV, dims.HEADS, dims.HEAD_DIM)
         qkv = dense((3, c.heads, c.head_dim), -1, names, 3, self.dtype, "qkv")(y)
-        y = layout.attend(qkv)
+        y = layout.attend(_by_batch(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))
         x = x + dense(c.width, (-2, -1), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), 1, self.dtype, "out")(y)
         y = LayerNorm(c.norm_eps, name="norm2")(x)
         y = nn.gelu(dense(c.mlp, -1, (dims.EMBED, dims.MLP), 1, self.dtype, "fc1")(y), approximate=True)
-        return x + dense(c.width, -1, (dims.MLP, dims.EMBED), 1, self.dtype, "fc2")(y), None
+        y = dense(c.width, -1, (dims.MLP, dims.EMBED), 1, self.dtype, "fc2")(_by_batch(y, dims.ACT_MLP))
+        return _by_batch(x + y, dims.ACT_EMBED), None
+
+
+def _by_batch(x: jax.Array, *last: str) -> jax.Array:
+    """Rows over the batch axes of the mesh, the last axes as named."""
+    return constrain(x, dims.ACT_BATCH, *[None] * (x.ndim - 1 - len(last)), *last)

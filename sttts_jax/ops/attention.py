@@ -38,7 +38,9 @@ def attend_frames(
     """
     kernel = _pick(FRAME_KERNELS, impl, "frame")
     if k.shape != v.shape or q.shape[-2:] != k.shape[-2:] or q.shape[:-3] != k.shape[:-3]:
-        raise ValueError(f"Frame attention wants q [..., Sq, H, d] and k, v [..., Sk, H, d]; got {q.shape}, {k.shape}, {v.shape}.")
+        raise ValueError(
+            f"Frame attention wants q [..., Sq, H, d] and k, v [..., Sk, H, d]; got {q.shape}, {k.shape}, {v.shape}."
+        )
     for name, x in (("key_bias", key_bias), ("key_mask", key_mask)):
         if x is not None and x.shape != k.shape[:-2]:
             raise ValueError(f"{name} has shape {x.shape}; one entry per key is {k.shape[:-2]}.")
@@ -59,14 +61,15 @@ def attend_rows(
 ) -> jax.Array:
     """Grouped-query attention over packed rows under the rule of `mask_rows`.
 
-    q [B, S, H, d], k and v [B, S2, Hkv, d] with Hkv dividing H (key head j serves query heads j*H/Hkv ...), rules [B, S]
-    and [B, S2]. Rows longer than `block` are done block by block: neither pass holds S x S2 values. Softmax in float32,
-    result [B, S, H, d] in q.dtype; padding queries give exact zeros.
+    q [B, S, H, d], k and v [B, S2, Hkv, d] with Hkv dividing H (key head j serves query heads j*H/Hkv ...), rules
+    [B, S] and [B, S2]. Rows longer than `block` are done block by block: neither pass holds S x S2 values. Softmax in
+    float32, result [B, S, H, d] in q.dtype; padding queries give exact zeros.
     """
     kernel = _pick(ROW_KERNELS, impl, "row")
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1] or q.shape[2] % k.shape[2]:
         raise ValueError(
-            f"Row attention wants q [B, S, H, d] and k, v [B, S2, Hkv, d] with Hkv dividing H; got {q.shape}, {k.shape}, {v.shape}."
+            "Row attention wants q [B, S, H, d] and k, v [B, S2, Hkv, d] with Hkv dividing H; "
+            f"got {q.shape}, {k.shape}, {v.shape}."
         )
     for name, rule, x in (("rule_q", rule_q, q), ("rule_k", rule_k, k)):
         if any(field.shape != x.shape[:2] for field in rule):

@@ -29,7 +29,10 @@ class LossSums(NamedTuple):
 
 
 def cross_entropy_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> LossSums:
-    """The plain form: logits [..., Y] (cast to float32), targets int [...], weights float [...]; negative weights count as 0."""
+    """The plain form: logits [..., Y], targets int [...], weights float [...]; in float32.
+
+    Negative weights count as 0, and targets without weight may hold anything.
+    """
     logits = logits.astype(jnp.float32)
     weights = jnp.maximum(weights.astype(jnp.float32), 0.0)
     log_total = jax.nn.logsumexp(logits, axis=-1)

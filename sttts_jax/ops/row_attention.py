@@ -14,7 +14,7 @@ class RowRule(NamedTuple):
     order    int32, place in the sequence (what "causal" compares)
     vision   bool, token of the bidirectional vision set
     example  int32, example of the row, -1 for padding
-    segment  int32, subsegment of a message tree; a query sees keys with the same or a higher one. Constant without trees.
+    segment  int32, subsegment of a message tree; a query sees keys of the same or a higher one
     """
 
     order: jax.Array

@@ -1,4 +1,4 @@
-"""The temporal loss: scores learn how much a cell changed since the frame before (STTS, arXiv 2603.18004, section 3)."""
+"""The temporal loss: scores learn how much a cell changed since the frame before (STTS, arXiv 2603.18004, 3)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ from sttts_jax.pruning.rows import FrameRows
 
 
 def neighbour_cosine(cells: jax.Array) -> jax.Array:
-    """Cosine of each cell's W * D numbers with the same cell one frame earlier: [..., F, C, W, D] -> float32 [..., F - 1, C].
+    """Cosine of each cell's W * D numbers with the same cell one frame earlier.
 
+    [..., F, C, W, D] -> float32 [..., F - 1, C].
     The authors' code forms the full (F C) x (F C) similarity matrix and reads this diagonal of it.
     """
     x = cells.astype(jnp.float32)
@@ -22,9 +23,10 @@ def temporal_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over cells of (sigmoid(logit) - (1 - cosine))^2 and the number of cells, both float32 scalars.
 
-    logits [..., F, C], cells [..., F, C, W, D] after block `prune_after`. Frames 1.. of every video count; with `across_items` also
-    the first frame of a later video of the row, compared with the frame before it, as in the authors' code. `stop_gradient` keeps
-    the loss from reaching the features (the authors let it). Sum and count are apart so that the mean is over the global batch.
+    logits [..., F, C], cells [..., F, C, W, D] after block `prune_after`. Frames 1.. of every video count; with
+    `across_items` also the first frame of a later video of the row, compared with the frame before it, as in the
+    authors' code. `stop_gradient` keeps the loss from reaching the features (the authors let it). Sum and count are
+    apart so that the mean is over the global batch.
     """
     if logits.shape[-2] < 2:
         return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)

@@ -1,4 +1,4 @@
-"""Rankings without a scorer that share its exact budget, so that accuracy and speed compare (STTS, arXiv 2603.18004, section 4)."""
+"""Rankings without a scorer that share its exact budget, so that accuracy and speed compare (STTS, 2603.18004, 4)."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ def random_scores(rng: jax.Array, rows: FrameRows, cells: int) -> jax.Array:
 def easy_scores(cells: jax.Array, rows: FrameRows) -> jax.Array:
     """`easy`: the cells most similar to the same cell of the previous frame go first.
 
-    cells [..., F, C, W, D] -> float32 [..., F, C]. A frame whose mean similarity is under 0.85 is exempt: its cells go last.
+    cells [..., F, C, W, D] -> float32 [..., F, C]. A frame whose mean similarity is under 0.85 is exempt: its cells go
+    last.
     """
     similar = neighbour_cosine(cells)
     similar = jnp.pad(similar, [(0, 0)] * (similar.ndim - 2) + [(1, 0), (0, 0)])
@@ -31,10 +32,11 @@ def easy_scores(cells: jax.Array, rows: FrameRows) -> jax.Array:
 def reference_tracking_scores(cells: jax.Array, rows: FrameRows, fraction: object) -> jax.Array:
     """`reference_tracking`: the cells most similar to a reference that follows the scene go first.
 
-    cells [..., F, C, W, D] -> float32 [..., F, C]. Every cell has a reference vector. A frame whose mean similarity to the references
-    is under the threshold becomes the new reference and is exempt; in other frames only the cells under the threshold refresh theirs,
-    and the cells at or over it are the candidates to drop. A video with too few candidates for its budget is tracked again with the
-    threshold (0.85 at first) lower by 0.05, at most five times; what is then still missing is taken from the most similar rest.
+    cells [..., F, C, W, D] -> float32 [..., F, C]. Every cell has a reference vector. A frame whose mean similarity to
+    the references is under the threshold becomes the new reference and is exempt; in other frames only the cells under
+    the threshold refresh theirs, and the cells at or over it are the candidates to drop. A video with too few
+    candidates for its budget is tracked again with the threshold (0.85 at first) lower by 0.05, at most five times;
+    what is then still missing is taken from the most similar rest.
     """
     run = _track_row
     for _ in cells.shape[:-4]:

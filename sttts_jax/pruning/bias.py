@@ -1,4 +1,4 @@
-"""Scores -> attention bias: the only way by which the task loss reaches the scorer (STTS, arXiv 2603.18004, section 3)."""
+"""Scores -> attention bias: the only way by which the task loss reaches the scorer (STTS, arXiv 2603.18004, 3)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ RESCALES = ("row", "frame", "affine", "none")
 
 
 def soft_bias(logits: jax.Array, rows: FrameRows, grid: CellGrid, rescale: str = "affine") -> jax.Array:
-    """Key bias of the block before the drop: log of the rescaled score, one value a cell, 0 for first frames and non-videos.
+    """Key bias of the block before the drop: log of the rescaled score, one a cell, 0 for first frames and non-videos.
 
     logits float32 [..., F, C] -> float32 [..., F, C]. With s = sigmoid(logits) and a = e^-2:
 

@@ -1,8 +1,9 @@
-"""The paper's packing: frames put first-fit-decreasing into bins of one whole frame, and attention masked inside each bin.
+"""The paper's packing: frames put first-fit-decreasing into bins of one whole frame, attention masked inside a bin.
 
-A reference mode. The number of bins depends on the scores, so the blocks after the drop are compiled once for every rung of a ladder
-of bin counts, and the smallest rung that fits runs. With `refill`, as in the authors' code, a frame alone in its bin gets its dropped
-patches back as attention context; they are still dropped at the end, but a token's features then depend on what else is in the batch.
+A reference mode. The number of bins depends on the scores, so the blocks after the drop are compiled once for every
+rung of a ladder of bin counts, and the smallest rung that fits runs. With `refill`, as in the authors' code, a frame
+alone in its bin gets its dropped patches back as attention context; they are still dropped at the end, but a token's
+features then depend on what else is in the batch.
 """
 
 import functools
@@ -96,7 +97,7 @@ class BinLayout:
         batch, frames, cells = self.kept.mask.shape
         flat = tokens.reshape(-1, *tokens.shape[2:])
         full = take_rows(flat, self.target, self.source).reshape(batch, frames * cells, *flat.shape[1:])
-        return take_batch(full, self.kept.index, self.kept.inverse)
+        return take_batch(full, self.kept.ids, self.kept.inverse)
 
 
 def bin_layout(kept: Kept, plan: BinPlan, bins: int, filled: np.ndarray | None = None) -> BinLayout:
@@ -115,6 +116,6 @@ def switch_bins(kept: Kept, refill: bool, filled: np.ndarray | None):
     """(index of the smallest rung that fits, one function per rung that makes its layout)."""
     batch, frames, cells = kept.mask.shape
     plan = plan_bins(kept, refill)
-    rungs = ladder(batch * frames, batch * kept.index.shape[-1], cells)
+    rungs = ladder(batch * frames, batch * kept.ids.shape[-1], cells)
     index = jnp.searchsorted(jnp.asarray(rungs), plan.used)
     return index, [functools.partial(bin_layout, kept, plan, rung, filled) for rung in rungs]

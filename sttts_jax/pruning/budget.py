@@ -1,7 +1,8 @@
 """The budget: how many cells of a video live. Exact integers, on the host, before any score exists.
 
-STTS (arXiv 2603.18004) drops floor(C * k * T) of the C * T cells of a video, first frame included in T but never dropped itself.
-Every shape after the drop follows from these functions alone: the ViT, the connector, the LLM rows and the data packer all call them.
+STTS (arXiv 2603.18004) drops floor(C * k * T) of the C * T cells of a video, first frame included in T but never
+dropped itself. Every shape after the drop follows from these functions alone: the ViT, the connector, the LLM rows and
+the data packer all call them.
 """
 
 from decimal import Decimal, InvalidOperation
@@ -18,7 +19,9 @@ def as_fraction(k: str | int | float | Fraction) -> Fraction:
     try:
         value = k if isinstance(k, Fraction) else Fraction(Decimal(str(k)))
     except (InvalidOperation, ValueError, OverflowError):
-        raise ValueError(f"pruned_fraction={k!r} is not a number; give a decimal from 0 to below 1, such as 0.5") from None
+        raise ValueError(
+            f"pruned_fraction={k!r} is not a number; give a decimal from 0 to below 1, such as 0.5"
+        ) from None
     if not 0 <= value < 1:
         raise ValueError(f"pruned_fraction={k} is out of range; give the share of cells to remove, from 0 to below 1")
     return value
@@ -43,7 +46,8 @@ def n_kept(frames: int, k: str | float | Fraction, cells: int = CELLS) -> int:
 def row_capacity(frames: int, k: str | float | Fraction, cells: int = CELLS, items: int = 1) -> int:
     """The most cells that up to `items` videos sharing `frames` frames can keep: the static K of a row.
 
-    A lone frame drops nothing and each floor drops less than one cell too few, so many short videos keep more than one long one.
+    A lone frame drops nothing and each floor drops less than one cell too few, so many short videos keep more than one
+    long one.
     """
     if frames < 1 or items < 1:
         raise ValueError(f"a row needs at least 1 frame and 1 item, got frames={frames}, items={items}")
@@ -52,6 +56,10 @@ def row_capacity(frames: int, k: str | float | Fraction, cells: int = CELLS, ite
     kept = [n_kept(t, k, cells) for t in range(frames + 1)]
     for used in range(1, len(best)):
         for total in range(used, frames + 1):
-            rests = (best[used - 1][total - t] + kept[t] for t in range(1, total - used + 2) if best[used - 1][total - t] >= 0)
+            rests = (
+                best[used - 1][total - t] + kept[t]
+                for t in range(1, total - used + 2)
+                if best[used - 1][total - t] >= 0
+            )
             best[used][total] = max(rests, default=-1)
     return max(max(line) for line in best)

@@ -1,8 +1,8 @@
 """Cells: a grid of patches seen as windows, in window-major order.
 
-Tokens travel as [..., C, W, D] from the patch embedding on: the W patches of a cell lie side by side, so dropping a cell is dropping one
-row and pooling a cell is a reduction over one axis. A grid that the cell does not divide is padded with empty slots, floor(pad / 2)
-before and the rest after.
+Tokens travel as [..., C, W, D] from the patch embedding on: the W patches of a cell lie side by side, so dropping a
+cell is dropping one row and pooling a cell is a reduction over one axis. A grid that the cell does not divide is padded
+with empty slots, floor(pad / 2) before and the rest after.
 """
 
 import dataclasses
@@ -63,11 +63,17 @@ class CellGrid:
         lead, width = x.shape[:-2], x.shape[-1]
         if self.filled is None:
             (rows, cols), (a, b) = self.shape, self.cell
-            return jnp.moveaxis(x.reshape(*lead, rows, a, cols, b, width), -4, -3).reshape(*lead, self.cells, self.window, width)
-        return jnp.take(x, jnp.asarray(np.where(self.slots < 0, self.patches, self.slots)), axis=-2, mode="fill", fill_value=0)
+            return jnp.moveaxis(x.reshape(*lead, rows, a, cols, b, width), -4, -3).reshape(
+                *lead, self.cells, self.window, width
+            )
+        return jnp.take(
+            x, jnp.asarray(np.where(self.slots < 0, self.patches, self.slots)), axis=-2, mode="fill", fill_value=0
+        )
 
     def to_patches(self, x: jax.Array) -> jax.Array:
         """[..., C, W, D] -> [..., N, D]: the inverse of `to_cells`."""
         flat = x.reshape(*x.shape[:-3], self.cells * self.window, x.shape[-1])
-        order = np.argsort(np.where(self.slots < 0, self.patches, self.slots).reshape(-1), kind="stable")[: self.patches]
+        order = np.argsort(np.where(self.slots < 0, self.patches, self.slots).reshape(-1), kind="stable")[
+            : self.patches
+        ]
         return jnp.take(flat, jnp.asarray(order), axis=-2)

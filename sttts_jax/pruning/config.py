@@ -13,10 +13,10 @@ PACKINGS = ("staircase", "bins")
 class PruneConfig:
     """STTS and its baselines.
 
-    method              "scorer" (STTS), "random", "easy", "reference_tracking"; "soft_only" adds the bias and drops nothing; "none"
+    method              "scorer" (STTS), "random", "easy", "reference_tracking"; "soft_only" (bias, no drop); "none"
     fraction            share of cells removed, a decimal such as "0.5"; text, so that it is exact
     packing             "staircase" (exact stream, the default) or "bins" (the paper's)
-    refill              bins only: a frame alone in its bin gets its dropped patches back as context, as in the authors' code
+    refill              bins only: a frame alone in its bin gets its dropped patches back as context (authors' code)
     rescale             how scores become a bias: see `bias.soft_bias`
     across_items        the authors' "previous frame" across the videos of a packed row; off: every video starts afresh
     aux_weight          coefficient c of the temporal loss; 0 is the paper's "no aux" ablation
@@ -46,7 +46,9 @@ class PruneConfig:
                 raise ValueError(f"pruning.{name}={value!r} is unknown; choose one of {', '.join(known)}")
         as_fraction(self.fraction)
         if self.refill and self.packing != "bins":
-            raise ValueError("pruning.refill=True needs pruning.packing='bins'; the staircase never lets pruned patches back in")
+            raise ValueError(
+                "pruning.refill=True needs pruning.packing='bins'; the staircase never lets pruned patches back in"
+            )
         if self.aux_weight < 0:
             raise ValueError(f"pruning.aux_weight={self.aux_weight} must not be negative")
         return self

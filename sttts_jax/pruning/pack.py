@@ -1,12 +1,12 @@
 """Survivors <-> dense arrays: gathers whose transpose is a gather, and the layout that packs nothing.
 
-A layout is what the blocks after the drop run on. All have three methods, and are pytrees, so that they pass through scan and remat:
+A layout is what the blocks after the drop run on. All have three methods, and are pytrees, so that they pass through
+scan and remat:
 
     pack(x [B, F, C, W, D]) -> tokens        the arrays that the dense parts of a block run on
     attend(qkv [tokens.., 3, H, d]) -> [tokens.., H, d]      attention inside each frame
     stream(tokens) -> [B, K, W, D]           the survivors of a row in frame order, zero after the last
 """
-
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from sttts_jax.pruning.select import Kept
 
 @jax.custom_vjp
 def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x[index] along axis 0, zero where index == len(x); index [I] and inverse [len(x)] undo each other (I marks "nowhere").
+    """x[index] along axis 0, zero where index == len(x); index [I] and inverse [len(x)] undo each other (I: "nowhere").
 
     The gradient is take_rows(g, inverse, index): a gather, where plain autodiff would scatter-add.
     """
@@ -71,18 +71,16 @@ class FrameLayout:
 
     def stream(self, tokens: jax.Array) -> jax.Array:
         assert self.kept is not None
-        return take_batch(flatten_cells(tokens), self.kept.index, self.kept.inverse)
+        return take_batch(flatten_cells(tokens), self.kept.ids, self.kept.inverse)
 
 
 def pack_cells(x: jax.Array, kept: Kept) -> jax.Array:
     """Survivors of x [B, F, C, ...] as a dense stream [B, K, ...] in frame order, zero after the last."""
-    return take_batch(flatten_cells(x), kept.index, kept.inverse)
+    return take_batch(flatten_cells(x), kept.ids, kept.inverse)
 
 
 def unpack_cells(stream: jax.Array, kept: Kept) -> jax.Array:
     """[B, K, ...] -> [B, F, C, ...] with zeros in the dropped cells: the transpose of `pack_cells`."""
     frames, cells = kept.mask.shape[-2:]
-    flat = take_batch(stream, kept.inverse, kept.index)
+    flat = take_batch(stream, kept.inverse, kept.ids)
     return flat.reshape(flat.shape[0], frames, cells, *flat.shape[2:])
-
-

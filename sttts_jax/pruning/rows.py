@@ -12,7 +12,7 @@ class FrameRows(NamedTuple):
     item      int32 [..., F]
     prunable  bool  [..., F]   True for the frames of a video; images and multi-image items are False
 
-    >>> FrameRows(item=[0, 0, 0, 1, 1, -1], prunable=[1, 1, 1, 0, 0, 0])   # a video of 3 frames, an item of 2 images, padding
+    >>> FrameRows(item=[0, 0, 0, 1, 1, -1], prunable=[1, 1, 1, 0, 0, 0])  # a video of 3 frames, 2 images, padding
     """
 
     item: jax.Array
@@ -36,6 +36,6 @@ class FrameRows(NamedTuple):
 
 
 def previous(x: jax.Array, cut: jax.Array | None) -> jax.Array:
-    """x [..., F, C, D] moved by one frame; zero before frame 0 and, where `cut` [..., F] is set, at the start of an item."""
+    """x [..., F, C, D] moved by one frame; zero before frame 0 and in the frames where `cut` [..., F] is set."""
     moved = jnp.concatenate([jnp.zeros_like(x[..., :1, :, :]), x[..., :-1, :, :]], axis=-3)
     return moved if cut is None else jnp.where(cut[..., None, None], 0, moved)

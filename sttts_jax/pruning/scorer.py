@@ -24,7 +24,7 @@ def _dense(features, axis, init, names, dtype, name):
 
 
 class CellPooler(nn.Module):
-    """Attention pooling of each cell: query = mean of its W vectors, keys = values = the vectors; no norm, no residual."""
+    """Attention pooling of a cell: query = mean of its W vectors, keys = values = the vectors; no norm, no residual."""
 
     heads: int
     head_dim: int
@@ -45,10 +45,11 @@ class CellPooler(nn.Module):
 
 
 class Scorer(nn.Module):
-    """Scores every cell from itself and the same cell one frame earlier. Ranks on the logits; the paper's score is their sigmoid.
+    """Scores every cell from itself and the same cell one frame earlier.
 
-    `across_items` keeps the behaviour of the authors' code, where the first frame of a packed row's second video sees the last frame
-    of the video before it; by default every item starts afresh.
+    Selection ranks on the logits; the paper's score is their sigmoid.
+    `across_items` keeps the behaviour of the authors' code, where the first frame of a packed row's second video sees
+    the last frame of the video before it; by default every item starts afresh.
     """
 
     heads: int

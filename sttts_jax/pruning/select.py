@@ -1,4 +1,4 @@
-"""Scores -> kept cells: exact count, global over each video, first frames whole, static shape (STTS, arXiv 2603.18004)."""
+"""Scores -> kept cells: exact count, global over each video, first frames whole, static shape (STTS, 2603.18004)."""
 
 from fractions import Fraction
 from typing import NamedTuple
@@ -15,20 +15,21 @@ class Kept(NamedTuple):
     """The survivors of one or more rows, three ways. R = F * C cells of a row, K the static capacity.
 
     mask     bool  [..., F, C]
-    index    int32 [..., K]     flat cell ids f * C + c in rising order; R after the last survivor
+    ids      int32 [..., K]     flat cell ids f * C + c in rising order; R after the last survivor
     inverse  int32 [..., R]     where a cell went in the stream, K if it was dropped
     """
 
     mask: jax.Array
-    index: jax.Array
+    ids: jax.Array
     inverse: jax.Array
 
 
 def select(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacity: int) -> Kept:
     """Keeps the n_kept(T) best cells of every video and all cells of everything else.
 
-    scores float32 [..., F, C], higher is better, any scale; NaN ranks last; ties break by position, earlier cells first. A first
-    frame is never dropped. `capacity` K must hold the survivors of a row (see `budget.row_capacity`; the packer guarantees it).
+    scores float32 [..., F, C], higher is better, any scale; NaN ranks last; ties break by position, earlier cells
+    first. A first frame is never dropped. `capacity` K must hold the survivors of a row (see `budget.row_capacity`; the
+    packer guarantees it).
     """
     lead, cells = scores.shape[:-2], scores.shape[-1]
     best = jnp.where(rows.first[..., None], jnp.inf, jnp.where(jnp.isnan(scores), -jnp.inf, scores.astype(jnp.float32)))
@@ -40,7 +41,7 @@ def select(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacity: int
 
 
 def _n_kept_of_item(rows: FrameRows, fraction: Fraction, cells: int) -> jax.Array:
-    """int32 [..., F]: survivors of the item that each frame belongs to; the host's own table, so that both always agree."""
+    """int32 [..., F]: survivors of the item that each frame belongs to, by the host's own table: both always agree."""
     frames = rows.item.shape[-1]
     size = jnp.sum((rows.item[..., :, None] == rows.item[..., None, :]) & rows.valid[..., None, :], axis=-1)
     table = np.array([n_kept(t, fraction, cells) for t in range(frames + 1)], np.int32)
@@ -57,8 +58,8 @@ def _select_row(best: jax.Array, rows: FrameRows, kept: jax.Array, capacity: int
     start = jax.lax.cummax(jnp.where(jnp.diff(item, prepend=-1) != 0, ids, 0))
     alive = (item < frames) & (ids - start < jnp.repeat(kept, cells)[order])
     mask = jax.lax.sort((order, alive.astype(jnp.int32)), num_keys=1)[1].astype(bool)
-    index = jnp.sort(jnp.where(mask, ids, total))
-    index = index[:capacity] if capacity <= total else jnp.pad(index, (0, capacity - total), constant_values=total)
+    stream = jnp.sort(jnp.where(mask, ids, total))
+    stream = stream[:capacity] if capacity <= total else jnp.pad(stream, (0, capacity - total), constant_values=total)
     place = jnp.cumsum(mask, dtype=jnp.int32) - 1
     inverse = jnp.where(mask & (place < capacity), place, capacity)
-    return Kept(mask.reshape(frames, cells), index, inverse)
+    return Kept(mask.reshape(frames, cells), stream, inverse)

@@ -1,9 +1,10 @@
 """The default packing: an exact-length stream, and slots of guaranteed sizes for attention.
 
-Every dense op after the drop runs on the stream [B, K, W, D]: no padding at all, whatever the scores. Attention needs frames, so each
-frame's survivors are gathered into a slot. Sort the frames of a row by survivors: the first holds at most C cells, and the j-th of the
-others at most (K - C) / j, because j frames with more would exceed K. So the sizes of the sorted slots are known before any score is,
-and a few classes of slots ("stairs") fit every distribution: no overflow, no fallback, one compilation.
+Every dense op after the drop runs on the stream [B, K, W, D]: no padding at all, whatever the scores. Attention needs
+frames, so each frame's survivors are gathered into a slot. Sort the frames of a row by survivors: the first holds at
+most C cells, and the j-th of the others at most (K - C) / j, because j frames with more would exceed K. So the sizes of
+the sorted slots are known before any score is, and a few classes of slots ("stairs") fit every distribution: no
+overflow, no fallback, one compilation.
 """
 
 import functools
@@ -45,7 +46,7 @@ def stairs(frames: int, capacity: int, cells: int, classes: int = 4) -> tuple[tu
 
 @struct.dataclass
 class StreamLayout:
-    """The stream and its slots. Z = sum of slots * cells over the stairs; maps are computed once and reused by every block.
+    """The stream and its slots. Z = sum of slots * cells over the stairs; every block uses the same maps.
 
     kept      the survivors
     slots     int32 [B, Z]       stream position in each slot place, K if the place is empty
@@ -85,13 +86,13 @@ class StreamLayout:
 
 
 def stream_layout(kept: Kept, filled: np.ndarray | None = None, classes: int = 4) -> StreamLayout:
-    """Maps of a batch of rows from its survivors; `filled` bool [C, W] are the patches of a cell that exist (None: all)."""
+    """Maps of a batch of rows; `filled` bool [C, W]: the patches of a cell that exist (None: all)."""
     frames, cells = kept.mask.shape[-2:]
-    runs = stairs(frames, kept.index.shape[-1], cells, classes)
+    runs = stairs(frames, kept.ids.shape[-1], cells, classes)
     slots, places, counts = jax.vmap(functools.partial(_row_maps, runs=runs))(kept)
     key_mask = None
     if filled is not None:
-        cell = jnp.where(kept.index < frames * cells, kept.index % cells, cells)
+        cell = jnp.where(kept.ids < frames * cells, kept.ids % cells, cells)
         table = jnp.asarray(np.concatenate([filled, np.zeros_like(filled[:1])]))
         cell = jnp.concatenate([cell, jnp.full_like(cell[:, :1], cells)], axis=1)
         key_mask = table[jnp.take_along_axis(cell, slots, axis=1)]
@@ -100,7 +101,7 @@ def stream_layout(kept: Kept, filled: np.ndarray | None = None, classes: int = 4
 
 def _row_maps(kept: Kept, runs: tuple[tuple[int, int], ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
     frames, cells = kept.mask.shape
-    capacity = kept.index.shape[0]
+    capacity = kept.ids.shape[0]
     counts = kept.mask.sum(axis=-1, dtype=jnp.int32)
     starts = jnp.cumsum(counts) - counts
     order = jnp.argsort(-counts, stable=True)
@@ -116,7 +117,7 @@ def _row_maps(kept: Kept, runs: tuple[tuple[int, int], ...]) -> tuple[jax.Array,
 
     # Frames beyond the stairs hold nothing: their base is never read.
     table = jnp.asarray(np.concatenate([base[:-1], np.full(frames - number, base[-1])]).astype(np.int32))
-    frame = jnp.minimum(kept.index // cells, frames - 1)
+    frame = jnp.minimum(kept.ids // cells, frames - 1)
     places = table[rank[frame]] + jnp.arange(capacity) - starts[frame]
-    places = jnp.where(kept.index < frames * cells, places, base[-1])
+    places = jnp.where(kept.ids < frames * cells, places, base[-1])
     return slots.astype(jnp.int32), places.astype(jnp.int32), counts[order]

@@ -1,7 +1,9 @@
-"""Compares this package with files that the authors' PyTorch code wrote: `python -m tests.golden.compare FILE.npz [FILE.npz ...]`.
+"""Compares this package with files that the authors' PyTorch code wrote.
 
-A file holds inputs, weights, outputs and gradients of the STTS vision transformer for one packed row (widths, layers, pruned fraction
-and item mix of its own). Prints one line a quantity with its error and limit; exits 0 only if all hold.
+    python -m tests.golden.compare FILE.npz [FILE.npz ...]
+
+A file holds inputs, weights, outputs and gradients of the STTS vision transformer for one packed row (widths, layers,
+pruned fraction and item mix of its own). Prints one line a quantity with its error and limit; exits 0 only if all hold.
 """
 
 import dataclasses
@@ -68,7 +70,9 @@ class Golden:
         self.rows = FrameRows(jnp.array([item], jnp.int32), jnp.array([video]))
         cells = self.grid.cells
         self.capacity = sum(n_kept(n, self.fraction, cells) if kind == "video" else n * cells for kind, n in items)
-        self.params = from_reference({k[8:]: self.data[k] for k in self.data.files if k.startswith("weights/")}, self.cfg)
+        self.params = from_reference(
+            {k[8:]: self.data[k] for k in self.data.files if k.startswith("weights/")}, self.cfg
+        )
         self.patches = self.grid.to_cells(jnp.asarray(self.data["in/patches"]))[None]
 
     def model(self, feature: int | None = None, **prune) -> Vit:
@@ -133,8 +137,11 @@ def compare(path: str) -> Iterator[Row]:
 
 
 def _gradients(gold: Golden, got: dict[str, np.ndarray], packing: str) -> Iterator[Row]:
-    """Each leaf against the larger of its own largest value and 1e-3 of the largest of all: the pooler's key bias has no gradient in
-    exact arithmetic (softmax does not see a shift), so its stored value is noise."""
+    """Each leaf against the larger of its own largest value and 1e-3 of the largest of all.
+
+    The pooler's key bias has no gradient in exact arithmetic (softmax does not see a shift), so the stored one is
+    noise.
+    """
     want = {k[5:]: gold.data[k] for k in gold.data.files if k.startswith("grad/")}
     largest = max(np.abs(g).max() for g in want.values())
     for name, value in want.items():
@@ -153,7 +160,9 @@ def main(paths: list[str]) -> int:
         width = max(len(row.name) for row in rows)
         print(path)
         for row in rows:
-            print(f"  {row.name:<{width}}  error {row.error:9.2e}  limit {row.limit:7.0e}  {'ok' if row.ok else 'FAILS'}")
+            print(
+                f"  {row.name:<{width}}  error {row.error:9.2e}  limit {row.limit:7.0e}  {'ok' if row.ok else 'FAILS'}"
+            )
         good &= all(row.ok for row in rows)
     print("all hold" if good else "NOT EQUAL")
     return 0 if good else 1

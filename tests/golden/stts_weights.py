@@ -10,16 +10,27 @@ SCORER = "transformer.temporal_token_scorer."
 
 def _heads(weight: np.ndarray, cfg: VitConfig) -> np.ndarray:
     """[H d, in] -> [in, H, d], or a bias [H d] -> [H, d]."""
-    return np.moveaxis(weight.reshape(cfg.heads, cfg.head_dim, *weight.shape[1:]), -1, 0) if weight.ndim == 2 else weight.reshape(cfg.heads, -1)
+    return (
+        np.moveaxis(weight.reshape(cfg.heads, cfg.head_dim, *weight.shape[1:]), -1, 0)
+        if weight.ndim == 2
+        else weight.reshape(cfg.heads, -1)
+    )
 
 
 def _block(weights: dict[str, np.ndarray], i: int, cfg: VitConfig) -> dict:
-    w = {k.removeprefix(f"transformer.resblocks.{i}."): v for k, v in weights.items() if k.startswith(f"transformer.resblocks.{i}.")}
+    w = {
+        k.removeprefix(f"transformer.resblocks.{i}."): v
+        for k, v in weights.items()
+        if k.startswith(f"transformer.resblocks.{i}.")
+    }
     qkv = [{leaf: _heads(w[f"attention.w{x}.{leaf}"], cfg) for leaf in ("weight", "bias")} for x in "qkv"]
     return {
         "norm1": {"scale": w["attention_norm.weight"], "bias": w["attention_norm.bias"]},
         "qkv": {"kernel": np.stack([x["weight"] for x in qkv], axis=1), "bias": np.stack([x["bias"] for x in qkv])},
-        "out": {"kernel": w["attention.wo.weight"].T.reshape(cfg.heads, cfg.head_dim, -1), "bias": w["attention.wo.bias"]},
+        "out": {
+            "kernel": w["attention.wo.weight"].T.reshape(cfg.heads, cfg.head_dim, -1),
+            "bias": w["attention.wo.bias"],
+        },
         "norm2": {"scale": w["ffn_norm.weight"], "bias": w["ffn_norm.bias"]},
         "fc1": {"kernel": w["feed_forward.w1.weight"].T, "bias": w["feed_forward.w1.bias"]},
         "fc2": {"kernel": w["feed_forward.w2.weight"].T, "bias": w["feed_forward.w2.bias"]},
@@ -27,7 +38,10 @@ def _block(weights: dict[str, np.ndarray], i: int, cfg: VitConfig) -> dict:
 
 
 def _stack(blocks: list[dict]) -> dict:
-    return {k: _stack([b[k] for b in blocks]) if isinstance(v, dict) else np.stack([b[k] for b in blocks]) for k, v in blocks[0].items()}
+    return {
+        k: _stack([b[k] for b in blocks]) if isinstance(v, dict) else np.stack([b[k] for b in blocks])
+        for k, v in blocks[0].items()
+    }
 
 
 def from_reference(weights: dict[str, np.ndarray], cfg: VitConfig) -> dict:
@@ -39,13 +53,21 @@ def from_reference(weights: dict[str, np.ndarray], cfg: VitConfig) -> dict:
     for first, end in cuts(cfg):
         tree[stack_name(first, end)] = _stack([_block(weights, i, cfg) for i in range(first, end)])
     if f"{SCORER}mlp.w1.weight" in weights:
-        pool = {n: {leaf: weights[f"{SCORER}patch_token_pooler.w{n}.{leaf}"] for leaf in ("weight", "bias")} for n in "qkvo"}
+        pool = {
+            n: {leaf: weights[f"{SCORER}patch_token_pooler.w{n}.{leaf}"] for leaf in ("weight", "bias")} for n in "qkvo"
+        }
         pooler = {
             name: {"kernel": _heads(pool[n]["weight"], cfg), "bias": _heads(pool[n]["bias"], cfg)}
             for name, n in (("query", "q"), ("key", "k"), ("value", "v"))
         }
-        pooler["out"] = {"kernel": pool["o"]["weight"].T.reshape(cfg.heads, cfg.head_dim, -1), "bias": pool["o"]["bias"]}
-        mlp = {f"fc{i}": {"kernel": weights[f"{SCORER}mlp.w{i}.weight"].T, "bias": weights[f"{SCORER}mlp.w{i}.bias"]} for i in (1, 2, 3)}
+        pooler["out"] = {
+            "kernel": pool["o"]["weight"].T.reshape(cfg.heads, cfg.head_dim, -1),
+            "bias": pool["o"]["bias"],
+        }
+        mlp = {
+            f"fc{i}": {"kernel": weights[f"{SCORER}mlp.w{i}.weight"].T, "bias": weights[f"{SCORER}mlp.w{i}.bias"]}
+            for i in (1, 2, 3)
+        }
         tree["scorer"] = {"pooler": pooler, **mlp}
     return tree
 
@@ -58,7 +80,10 @@ def _unheads(kernel: np.ndarray) -> np.ndarray:
 def to_reference(tree: dict, cfg: VitConfig) -> dict[str, np.ndarray]:
     """The leaves whose gradients golden files hold: patch embedding, query weights of every block, the whole scorer."""
     tree = _numpy(tree)
-    out = {"patch_embedding.weight": tree["patch_embedding"]["kernel"].T, "patch_embedding.bias": tree["patch_embedding"]["bias"]}
+    out = {
+        "patch_embedding.weight": tree["patch_embedding"]["kernel"].T,
+        "patch_embedding.bias": tree["patch_embedding"]["bias"],
+    }
     for first, end in cuts(cfg):
         blocks = tree[stack_name(first, end)]
         for i in range(first, end):
@@ -74,7 +99,10 @@ def to_reference(tree: dict, cfg: VitConfig) -> dict[str, np.ndarray]:
     out[f"{SCORER}patch_token_pooler.wo.weight"] = pooled["kernel"].reshape(-1, cfg.width).T
     out[f"{SCORER}patch_token_pooler.wo.bias"] = pooled["bias"]
     for i in (1, 2, 3):
-        out[f"{SCORER}mlp.w{i}.weight"], out[f"{SCORER}mlp.w{i}.bias"] = scorer[f"fc{i}"]["kernel"].T, scorer[f"fc{i}"]["bias"]
+        out[f"{SCORER}mlp.w{i}.weight"], out[f"{SCORER}mlp.w{i}.bias"] = (
+            scorer[f"fc{i}"]["kernel"].T,
+            scorer[f"fc{i}"]["bias"],
+        )
     return out
 
 

@@ -18,18 +18,21 @@ def background(rng: np.random.Generator, frames: int, size: int, speed: float, c
     for waves, share in ((3, 0.55), (6, 0.3), (12, 0.15)):
         grain = rng.normal(size=(waves, waves, 1)) + 0.35 * rng.normal(size=(waves, waves, 3))
         texture += share * _upsample(grain, size)
-    texture = base + contrast * texture
+    texture = (base + contrast * texture).astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    dy, dx = speed * np.sin(angle), speed * np.cos(angle)
-    return np.stack([_shift(texture, t * dy, t * dx) for t in range(frames)]).astype(np.float32)
+    drift = speed * np.arange(frames, dtype=np.float32)
+    return _shift(texture, drift * np.float32(np.sin(angle)), drift * np.float32(np.cos(angle)))
 
 
-def paint(image: np.ndarray, shape: str, center: tuple[float, float], px: float, color: tuple[int, int, int]) -> None:
-    """Draws a shape of width `px` into float32 [h, w, 3] in place; `center` is (y, x) and may be fractional."""
-    y, x = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
-    cover = np.clip(0.5 - _distance(shape, y - center[0], x - center[1], px / 2), 0, 1)[..., None]
-    image *= 1 - cover
-    image += cover * np.asarray(color, np.float32)
+def paint(video: np.ndarray, shape: str, center: tuple[float, float], px: float, color: tuple[float, ...]) -> None:
+    """Draws a shape of width `px` into float32 [.., h, w, 3] in place; `center` is (y, x) and may be fractional."""
+    height, width = video.shape[-3:-1]
+    top, left = (max(0, int(c - px / 2) - 1) for c in center)
+    bottom, right = (min(end, int(c + px / 2) + 2) for c, end in zip(center, (height, width), strict=True))
+    y, x = np.mgrid[top:bottom, left:right] + np.float32(0.5)
+    cover = np.clip(0.5 - _distance(shape, y - center[0], x - center[1], px / 2), 0, 1)[..., None].astype(np.float32)
+    part = video[..., top:bottom, left:right, :]
+    part += cover * (np.asarray(color, np.float32) - part)
 
 
 def _distance(shape: str, y: np.ndarray, x: np.ndarray, r: float) -> np.ndarray:
@@ -57,10 +60,21 @@ def _upsample(grid: np.ndarray, size: int) -> np.ndarray:
     return rows[:, low] * (1 - part)[None, :, None] + rows[:, (low + 1) % n] * part[None, :, None]
 
 
-def _shift(texture: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """The texture moved by a fractional number of pixels, wrapping around."""
-    iy, ix = int(np.floor(dy)), int(np.floor(dx))
-    fy, fx = dy - iy, dx - ix
-    rolled = np.roll(texture, (iy, ix), (0, 1))
-    rolled = rolled * (1 - fy) + np.roll(rolled, 1, 0) * fy
-    return rolled * (1 - fx) + np.roll(rolled, 1, 1) * fx
+def _shift(texture: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> np.ndarray:
+    """The texture moved by fractional numbers of pixels, wrapping around: [n, n, c], [t], [t] -> [t, n, n, c]."""
+    n = len(texture)
+    (row, fy), (column, fx) = (_taps(n, d) for d in (dy, dx))
+    down = np.roll(texture, -1, 0) - texture
+    out = np.empty((len(dy), n, n, texture.shape[-1]), np.float32)
+    for t in range(len(dy)):  # one frame at a time stays in the cache
+        rows = texture + fy[t] * down
+        mixed = rows + fx[t] * (np.roll(rows, -1, 1) - rows)
+        out[t] = np.roll(mixed, (-row[t], -column[t]), (0, 1))
+    return out
+
+
+def _taps(n: int, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel i of the moved texture lies the share `part` after pixel (i + whole) of the still one."""
+    at = -shift
+    whole = np.floor(at).astype(int)
+    return whole % n, at - whole

@@ -1,6 +1,6 @@
 """The TFDS dataset `shapes_video_qa`: `make_clip` as H.264 mp4 files in ArrayRecord. Needs no TensorFlow.
 
-    ShapesVideoQa(data_dir=DIR, config=shapes_config(3000, 300, 600), file_format="array_record").download_and_prepare()
+ShapesVideoQa(data_dir=DIR, config=shapes_config(3000, 300, 600), file_format="array_record").download_and_prepare()
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,11 @@ import tensorflow_datasets as tfds
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.sources.shapes_video_qa import make_clip
 
-FIRST_SEED = {"train": 0, "validation": 100_000_000, "test": 200_000_000}  # multiples of four: answers stay balanced per split
+FIRST_SEED = {
+    "train": 0,
+    "validation": 100_000_000,
+    "test": 200_000_000,
+}  # multiples of four: answers stay balanced per split
 
 
 class ShapesConfig(tfds.core.BuilderConfig):
@@ -24,10 +28,14 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 def shapes_config(train: int = 3000, validation: int = 300, test: int = 600) -> ShapesConfig:
-    """Split sizes in clips. Raises ValueError unless each is a positive multiple of four (answers are balanced over blocks of four)."""
+    """Split sizes in clips. Raises ValueError unless each is a positive multiple of four (answers are balanced over
+    blocks of four).
+    """
     for name, size in (("train", train), ("validation", validation), ("test", test)):
         if size < 4 or size % 4:
-            raise ValueError(f"split {name} of shapes_video_qa has size {size}; give a positive multiple of 4, over which answers balance")
+            raise ValueError(
+                f"split {name} of shapes_video_qa has size {size}; give a multiple of 4, over which answers balance"
+            )
     return ShapesConfig(train, validation, test)
 
 
@@ -40,15 +48,26 @@ class ShapesVideoQa(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text
-        qa = {"family": text(), "question": text(), "options": tfds.features.Sequence(text(), length=4), "answer": text(), "style": text()}
+        # `options` as a tensor: tfds needs TensorFlow to write a sequence within a sequence.
+        qa = {
+            "family": text(),
+            "question": text(),
+            "options": tfds.features.Tensor(shape=(4,), dtype=np.object_),
+            "answer": text(),
+            "style": text(),
+        }
         features = {
             "video_id": text(),
             "video": tfds.features.Tensor(shape=(), dtype=np.object_, doc="the bytes of an mp4 file"),
             "qa": tfds.features.Sequence(qa),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), description=self.__doc__)
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), description=self.__doc__
+        )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager  # nothing to download
         sizes = self.builder_config.sizes
         return {split: self._generate_examples(FIRST_SEED[split], size) for split, size in sizes.items()}
@@ -57,7 +76,13 @@ class ShapesVideoQa(tfds.core.GeneratorBasedBuilder):
         for seed in range(first_seed, first_seed + size):
             clip = make_clip(seed)
             qa = [
-                {"family": q.family, "question": q.question, "options": list(q.options), "answer": q.answer, "style": q.style}
+                {
+                    "family": q.family,
+                    "question": q.question,
+                    "options": list(q.options),
+                    "answer": q.answer,
+                    "style": q.style,
+                }
                 for q in clip.qa
             ]
             video_id = f"shapes_{seed:09d}"

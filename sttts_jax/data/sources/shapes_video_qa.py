@@ -2,10 +2,11 @@
 
     clip = make_clip(7)
     clip.frames        # uint8 [28, 72, 72, 3], 3.5 s at 8 frames a second
-    clip.qa[0]         # QA(family='direction', question='Which way does the white ball move?', options=(...), answer='left', style=...)
+    clip.qa[0]         # QA(family='direction', question='Where does the white ball go?', answer='left', ...)
 
-A clip holds, over a drifting texture and one or two dull still shapes: a white ball that moves, one to four bright objects that appear in
-corners for about a second each, and a grey panel that takes a colour. Everything that a question asks about happens after the first frame.
+A clip holds, over a drifting texture and one or two dull still shapes: a white ball that moves, one to four bright
+objects that appear in corners for about a second each, and a grey panel that takes a colour. Everything that a
+question asks about happens after the first frame.
 
     +--------+-----+--------+
     | corner | arm | corner |   corners: bright objects, one each at most
@@ -15,10 +16,12 @@ corners for about a second each, and a grey panel that takes a colour. Everythin
     | corner | arm | corner |
     +--------+-----+--------+
 
-Answers are drawn without replacement from all four over each block of four consecutive seeds, one draw a family, and so is the letter of the
-right option: in a split of 4n clips every answer is equally frequent, and the text alone says nothing.
+Answers are drawn without replacement from all four over each block of four consecutive seeds, one draw a family, and
+so is the letter of the right option: in a split of 4n clips every answer is equally frequent, and the text alone says
+nothing.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,10 +117,14 @@ class Script:
 
 def make_clip(seed: int, difficulty: Difficulty = Difficulty()) -> Clip:  # noqa: B008 (frozen)
     """The clip of a seed: frames uint8 [F, size, size, 3] and at least one question of each family."""
-    rng = np.random.default_rng([seed, 0])
-    script = write_script(rng, seed, difficulty)
-    frames = draw(script, rng, difficulty)
-    return Clip(frames, difficulty.fps, ask(script, rng, seed, difficulty), seed)
+    script, qa = make_script(seed, difficulty)
+    return Clip(draw(script, np.random.default_rng([seed, 2]), difficulty), difficulty.fps, qa, seed)
+
+
+def make_script(seed: int, difficulty: Difficulty = Difficulty()) -> tuple[Script, tuple[QA, ...]]:  # noqa: B008 (frozen)
+    """What happens in the clip of a seed and what is asked about it, nothing drawn."""
+    script = write_script(np.random.default_rng([seed, 0]), seed, difficulty)
+    return script, ask(script, np.random.default_rng([seed, 3]), seed, difficulty)
 
 
 def write_script(rng: np.random.Generator, seed: int, difficulty: Difficulty) -> Script:
@@ -154,25 +161,28 @@ def draw(script: Script, rng: np.random.Generator, difficulty: Difficulty) -> np
     lane = 0.1 * size  # the ball's distance from the middle line; panel and dull shapes keep to the other side
     places = [_arm_place(arm, script.hub, lane, middle, difficulty) for arm in script.arms]
     dull = [(str(rng.choice(SHAPES)), tuple(rng.uniform(75, 165) + rng.uniform(-18, 18, 3))) for _ in places[1:]]
-    spots = {
-        f.corner: tuple(middle + s * 0.32 * size + rng.uniform(-1, 1) * difficulty.corner_jitter for s in CORNERS[f.corner])
-        for f in script.flashes
-    }
+    spots = {}
+    for f in script.flashes:
+        y, x = (middle + s * 0.32 * size + rng.uniform(-1, 1) * difficulty.corner_jitter for s in CORNERS[f.corner])
+        spots[f.corner] = (y, x)
     step = np.array(DIRECTIONS[script.direction]) * difficulty.ball_travel / (difficulty.frames - 1)
     start = middle + lane * np.array(script.hub) + rng.uniform(-1, 1, 2)
+    for place, (shape, color) in zip(places[1:], dull, strict=True):
+        paint(video, shape, place, difficulty.panel_px, color)
+    paint(video[: script.panel_begin], "square", places[0], difficulty.panel_px, GREY)
+    paint(video[script.panel_begin :], "square", places[0], difficulty.panel_px, COLORS[script.panel_color])
+    for f in script.flashes:
+        paint(video[f.begin : f.end], f.shape, spots[f.corner], difficulty.object_px, COLORS[f.color])
     for t, image in enumerate(video):
-        for place, (shape, color) in zip(places[1:], dull, strict=True):
-            paint(image, shape, place, difficulty.panel_px, color)
-        paint(image, "square", places[0], difficulty.panel_px, COLORS[script.panel_color] if t >= script.panel_begin else GREY)
-        for flash in script.flashes:
-            if flash.begin <= t < flash.end:
-                paint(image, flash.shape, spots[flash.corner], difficulty.object_px, COLORS[flash.color])
-        paint(image, "circle", tuple(start + t * step), difficulty.ball_px, WHITE)
+        y, x = start + t * step
+        paint(image, "circle", (y, x), difficulty.ball_px, WHITE)
     return np.clip(np.rint(video), 0, 255).astype(np.uint8)
 
 
 def ask(script: Script, rng: np.random.Generator, seed: int, difficulty: Difficulty) -> tuple[QA, ...]:
-    """The questions of a clip: one a family, then a second of `order`, `what` and `where` when there are two objects or more."""
+    """The questions of a clip: one a family, then a second of `order`, `what` and `where` when there are two objects
+    or more.
+    """
     balanced = {family: _balanced(seed, family, ANSWERS[family]) for family in FAMILIES}
     flashes = script.flashes
     by_shape = [f for f in flashes if f.shape == balanced["what"]]
@@ -202,7 +212,9 @@ def ask(script: Script, rng: np.random.Generator, seed: int, difficulty: Difficu
     return tuple(_question(rng, seed, i, fact, difficulty) for i, fact in enumerate(facts))
 
 
-def _question(rng: np.random.Generator, seed: int, index: int, fact: tuple[str, str, str], difficulty: Difficulty) -> QA:
+def _question(
+    rng: np.random.Generator, seed: int, index: int, fact: tuple[str, str, str], difficulty: Difficulty
+) -> QA:
     family, detail, answer = fact
     question = str(rng.choice(QUESTIONS[family])).format(x=detail)
     options = [str(o) for o in rng.permutation([a for a in ANSWERS[family] if a != answer])]
@@ -212,28 +224,38 @@ def _question(rng: np.random.Generator, seed: int, index: int, fact: tuple[str, 
 
 
 def _balanced(seed: int, what: str, answers: tuple[str, ...]) -> str:
-    """Each answer once in every aligned block of len(answers) seeds, in an order of the block's own; independent for every `what`."""
+    """Each answer once in every aligned block of len(answers) seeds, in an order of the block's own; independent for
+    every `what`.
+    """
     block, place = divmod(seed, len(answers))
     rng = np.random.default_rng([block, 1, *what.encode()])
     return answers[rng.permutation(len(answers))[place]]
 
 
-def _lead_with(rng: np.random.Generator, names: dict[str, tuple[int, ...]], first: str) -> list[str]:
+def _lead_with(rng: np.random.Generator, names: Iterable[str], first: str) -> list[str]:
     return [first, *(str(n) for n in rng.permutation([n for n in names if n != first]))]
 
 
 def _begins(rng: np.random.Generator, count: int, difficulty: Difficulty) -> list[int]:
-    """First frames of the objects, ascending: at least `event_step` apart, none in the first frame, each staying `visible`."""
+    """First frames of the objects, ascending: at least `event_step` apart, none in the first frame, each staying
+    `visible`.
+    """
     step = round(difficulty.event_step * difficulty.fps)
     last = difficulty.frames - round(difficulty.visible * difficulty.fps)
     slots = range(step, last + 1, step)
     if count > len(slots):
-        raise ValueError(f"{count} objects do not fit {difficulty.seconds} s; lengthen the clip or lower event_step or visible")
+        raise ValueError(
+            f"{count} objects do not fit {difficulty.seconds} s; lengthen the clip or lower event_step or visible"
+        )
     chosen = np.sort(rng.choice(slots, count, replace=False))
-    return [int(slot) - int(rng.integers(0, step)) for slot in chosen]  # up to one step early: still the same sampled frame
+    return [
+        int(slot) - int(rng.integers(0, step)) for slot in chosen
+    ]  # up to one step early: still the same sampled frame
 
 
-def _arm_place(arm: str, hub: tuple[int, int], lane: float, middle: float, difficulty: Difficulty) -> tuple[float, float]:
+def _arm_place(
+    arm: str, hub: tuple[int, int], lane: float, middle: float, difficulty: Difficulty
+) -> tuple[float, float]:
     """Centre (y, x) of something that stands in an arm, on the side that the ball does not use."""
     out = middle - 0.75 * difficulty.panel_px
     dy, dx = DIRECTIONS[arm]

@@ -1,0 +1,41 @@
+"""A small video VLM that learns to answer questions about made-up mp4 files, in minutes on a laptop's CPU.
+
+    sttts-jax data build shapes_video_qa
+    sttts-jax train --config configs/demo.py:method=scorer,fraction=0.5 --workdir runs/demo/scorer
+
+Arguments: method (scorer, random, easy, reference_tracking, soft_only, none), fraction (removed share), steps, seed, data_dir.
+`bash launch/demo.sh` trains `none`, `scorer` and `random` with equal steps and seed and compares them.
+"""
+
+import ml_collections
+
+from sttts_jax.train.config import defaults, parse_arg
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The config of one run of the demo."""
+    args = parse_arg(arg, method="scorer", fraction="0.5", steps=1200, seed=0, data_dir="~/.cache/sttts_jax/data")
+    config = defaults()
+    config.seed = args.seed
+    config.total_steps = args.steps
+    config.model.preset = "tiny"
+
+    config.pruning.method = args.method
+    config.pruning.fraction = args.fraction
+
+    config.data.sources = (("shapes_video_qa", 1.0, "train", args.data_dir),)
+    config.data.max_frames = 8
+    config.data.frames_per_row = 8
+    config.data.items_per_row = 1
+    config.data.rows = 8
+    config.data.row_length = 256
+    config.data.seed = args.seed
+    config.data.cache = True
+
+    config.optimizer.llm_lr = config.optimizer.vit_lr = config.optimizer.connector_lr = 2e-3
+    config.optimizer.scorer_lr = 2e-3
+    config.optimizer.warmup = 50
+
+    config.checkpoint.every = 400
+    config.log.every = 20
+    return config

@@ -1,0 +1,274 @@
+"""Saves a run while it goes on, and finds the newest state that can be trusted when it starts again.
+
+Saves are asynchronous Orbax v1 checkpoints of four parts: `params`, `opt`, `data` (the Grain iterator), `meta`
+(JSON). A save goes to a temporary name and is renamed when whole, so a process that dies at any moment leaves no half
+step behind.
+"""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from sttts_jax.ckpt import files
+from sttts_jax.ckpt.meta import FormatMismatch, check_config, check_layout
+from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, context, load_step, read_step_meta
+from sttts_jax.paths import PathLike, as_path
+
+_policies = ocp.training.save_decision_policies
+_keep = ocp.training.preservation_policies
+
+
+class CheckpointError(ValueError):
+    """A save failed, or no saved step can be read."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """every: steps between saves; keep: newest steps to keep; best_metric: also keep the step where it is highest."""
+
+    every: int = 500
+    keep: int = 3
+    best_metric: str = ""
+
+    def check(self) -> None:
+        """Raises ValueError on numbers below 1."""
+        if self.every < 1 or self.keep < 1:
+            raise ValueError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `Manager.restore_latest` found; the data iterator was set in place."""
+
+    step: int
+    params: Any
+    opt: Any
+    meta: dict[str, Any]
+
+
+class Manager:
+    """All processes make the same calls in the same order, from the main thread.
+
+    manager = Manager(workdir / "checkpoints", config)
+    found = manager.restore_latest(abstract_params, abstract_opt, iterator, config=config, layout=layout.describe())
+    for step in ...:
+        manager.check()                                   # a failed save ends the run here, not hours later
+        stop = manager.preempted(step)                    # at every step, or processes miss each other
+        if stop or manager.should_save(step):
+            manager.save(step, params, opt, iterator, meta)
+        if stop:
+            break
+    manager.close()
+    """
+
+    def __init__(self, directory: PathLike, config: CheckpointConfig):
+        config.check()
+        self.directory = as_path(directory)
+        self._config = config
+        self._writer: ocp.training.Checkpointer | None = None
+        self._pending: tuple[int, Any] | None = None
+        self._terminated = self._failed = False
+        self._handler: Any = None
+        if not jax.distributed.is_initialized():
+            self._catch_sigterm()
+
+    def _catch_sigterm(self) -> None:
+        def note(number: int, frame: Any) -> None:
+            del number, frame
+            self._terminated = True
+
+        try:
+            self._handler = signal.signal(signal.SIGTERM, note)
+        except ValueError:  # not the main thread: the launcher's own handling stays
+            logging.warning("checkpoints are not saved on SIGTERM, because the run is not in the main thread")
+
+    @property
+    def steps(self) -> list[int]:
+        """Saved steps, ascending."""
+        return files.list_steps(self.directory)
+
+    def should_save(self, step: int) -> bool:
+        """Whether the interval says so."""
+        return step % self._config.every == 0
+
+    def preempted(self, step: int) -> bool:
+        """Whether the run was told to end (SIGTERM): save this step, then stop. Call once a step.
+
+        With several processes all of them get True at the same step, whichever got the signal.
+        """
+        if jax.distributed.is_initialized():
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._terminated
+
+    def save(
+        self,
+        step: int,
+        params: Any,
+        opt: Any,
+        data: Any,
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Starts to save a step; the arrays may be donated as soon as this returns. False when the step exists already.
+
+        data: a Grain iterator, or None. metrics: plain floats, for best_metric.
+        Raises CheckpointError when this or the save before it failed.
+        """
+        self.wait()
+        if step in self.steps:
+            return False
+        parts = {PARAMS: params, OPT: opt, META: dict(meta)} | ({} if data is None else {DATA: data})
+        try:
+            response = self._orbax().save_checkpointables_async(
+                step, parts, force=True, metrics=None if metrics is None else dict(metrics)
+            )
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._pending = (step, response)
+        return True
+
+    def _failure(self, step: int, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"saving step {step} to {self.directory} failed ({type(error).__name__}: {error}); "
+            f"check space and permissions there; whole steps are {self.steps}"
+        )
+
+    def check(self) -> None:
+        """Raises CheckpointError when the save has ended and failed; never waits for one that goes on."""
+        if self._pending is not None and not self._orbax().is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save that goes on, if any. Raises CheckpointError when it failed."""
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                files.record_sizes(self.directory, step)
+        except Exception as error:
+            self._failed = True
+            raise self._failure(step, error) from error
+
+    def close(self) -> None:
+        """Waits for the save that goes on, ends the background threads, gives SIGTERM back. Raises as `wait`."""
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+        try:
+            self.wait()
+        finally:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                try:
+                    writer.close()
+                except Exception:
+                    if not self._failed:  # Orbax raises a failure again that was raised already
+                        raise
+
+    def _orbax(self) -> ocp.training.Checkpointer:
+        """Made late: broken steps are out of the way by then, and evaluation never needs it."""
+        if self._writer is None:
+            if jax.process_index() == 0:
+                _remove_unfinished(self.directory)
+            keep: list[Any] = [_keep.LatestN(self._config.keep)]
+            if self._config.best_metric:
+                keep.append(_keep.BestN(get_metric_fn=self._metric, n=1, keep_checkpoints_without_metrics=False))
+            self._writer = ocp.training.Checkpointer(
+                self.directory,
+                context=context(),
+                save_decision_policy=_policies.FixedIntervalPolicy(self._config.every),
+                preservation_policy=_keep.AnyPreservationPolicy(keep),
+            )
+        return self._writer
+
+    def _metric(self, metrics: Any) -> float:
+        return metrics[self._config.best_metric]
+
+    def restore_latest(
+        self, params: Any, opt: Any, data: Any, *, config: Mapping[str, Any], layout: Mapping[str, int]
+    ) -> Restored | None:
+        """The newest step that can be read, None when nothing was ever saved.
+
+        params, opt: abstract trees with the shardings of this run's mesh (`sharding.abstract_state`). data: the
+        iterator. A step with missing, short or unreadable files is named in a warning and moved to DIR/broken; the
+        one before is tried.
+
+        Raises ConfigMismatch (another config), FormatMismatch, TreeMismatch (another model), ValueError (another data
+        layout): none of them is a reason to go back a step. CheckpointError when steps exist but none can be read.
+        """
+        root, broken = self.directory, dict[int, str]()
+        for step in reversed(self.steps):
+            found, problem = self._try(step, params, opt, data, config, layout)
+            everyone = _everywhere(found is not None)
+            if found is not None and everyone:
+                self._set_aside(broken)
+                return found
+            broken[step] = problem or "another process could not read it"
+            logging.warning("checkpoint step %d in %s is broken: %s; trying the step before", step, root, broken[step])
+        if broken:
+            listed = "; ".join(f"step {step}: {problem}" for step, problem in broken.items())
+            raise CheckpointError(
+                f"no step in {root} can be read ({listed}); restore the files or start in another directory"
+            )
+        return None
+
+    def _try(
+        self, step: int, params: Any, opt: Any, data: Any, config: Mapping[str, Any], layout: Mapping[str, int]
+    ) -> tuple[Restored | None, str]:
+        """(what was read, '') or (None, why not)."""
+        path = files.step_directory(self.directory, step)
+        problem = files.problem_of(self.directory, step)
+        if problem:
+            return None, problem
+        try:
+            meta = read_step_meta(path)
+        except FormatMismatch:
+            raise
+        except Exception as error:
+            return None, _sentence(error)
+        check_config(meta, config)
+        check_layout(meta, layout)
+        try:
+            loaded = load_step(path, params, opt, data)
+        except TreeMismatch:
+            raise
+        except Exception as error:
+            return None, _sentence(error)
+        return Restored(step, *loaded, meta), ""
+
+    def _set_aside(self, broken: Mapping[int, str]) -> None:
+        if jax.process_index() == 0:
+            for step in broken:
+                logging.warning("moved the broken step %d to %s", step, files.set_aside(self.directory, step))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("broken checkpoints set aside")
+
+
+def _everywhere(here: bool) -> bool:
+    """Whether all processes say yes; every process must ask."""
+    if jax.process_count() == 1:
+        return here
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error, cut: Orbax and TensorStore print pages."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300] if text else 'no message'}"
+
+
+def _remove_unfinished(directory: Any) -> None:
+    """Deletes what a killed process left under temporary names."""
+    if directory.exists():
+        for path in directory.glob("*.orbax-checkpoint-tmp*"):
+            logging.warning("removing the unfinished save %s", path)
+            path.rmtree()

@@ -1,0 +1,109 @@
+"""The `meta` of a checkpoint: plain JSON that says what the arrays are, and the check that a run continues itself."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sttts_jax.trees import flatten_mapping, table
+
+FORMAT_VERSION = 1
+
+# Top-level config keys that leave the run's mathematics alone, so that a resume may change them.
+FREE_KEYS = ("checkpoint", "distributed", "log", "mesh", "profile", "watchdog", "workdir")
+
+
+class ConfigMismatch(ValueError):
+    """The run directory belongs to a run with another config."""
+
+
+class FormatMismatch(ValueError):
+    """Another version of the program wrote the checkpoint."""
+
+
+def build_meta(
+    *,
+    step: int,
+    config: Mapping[str, Any],
+    data_layout: Mapping[str, int],
+    counters: Mapping[str, Any],
+    **extra: Any,
+) -> dict[str, Any]:
+    """The dict to save as `meta`. `counters`: skipped steps, clock totals, host state; `extra`: what else to keep.
+
+    Raises ValueError when something in it is not plain JSON (a numpy scalar, a NaN, a tuple key).
+    """
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "step": int(step),
+        "config": json.dumps(_plain(config), sort_keys=True),
+        "data_layout": dict(data_layout),
+        "counters": dict(counters),
+        **extra,
+    }
+    try:
+        json.dumps(meta, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"checkpoint meta must be plain JSON ({error}); convert arrays and numpy scalars") from None
+    return meta
+
+
+def _plain(config: Any) -> Any:
+    """ConfigDicts, tuples and nested mappings as what JSON gives back."""
+    return json.loads(json.dumps(config.to_dict() if hasattr(config, "to_dict") else config, default=str))
+
+
+def check_version(meta: Mapping[str, Any], where: Any) -> None:
+    """Raises FormatMismatch when the checkpoint is in a format that this program does not read."""
+    version = meta.get("format_version")
+    if version != FORMAT_VERSION:
+        raise FormatMismatch(
+            f"{where}: checkpoint format {version}, but this program reads format {FORMAT_VERSION}; "
+            "use the version of the program that wrote it"
+        )
+
+
+def saved_config(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the run that wrote the checkpoint, as nested dicts."""
+    return json.loads(meta["config"])
+
+
+def check_config(meta: Mapping[str, Any], config: Mapping[str, Any], free: Sequence[str] = FREE_KEYS) -> None:
+    """Raises ConfigMismatch, with a table of keys, unless `config` continues the run that wrote `meta`.
+
+    Everything that can change the run's numbers must be equal: model, pruning, data, batch, seeds, loss, optimizer
+    and also the number of steps, which is in the learning rate. Free are the top-level keys (or dotted prefixes) in
+    `free`: when to save, log and profile, deadlines, how processes meet, and the mesh, which changes sums only by
+    rounding.
+    """
+
+    def checked(tree: Mapping[str, Any]) -> dict[str, Any]:
+        flat = flatten_mapping(tree)
+        return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f"{f}.") for f in free)}
+
+    old, new = checked(saved_config(meta)), checked(_plain(config))
+    absent = object()
+    rows = [
+        (key, _show(old.get(key, absent), absent), _show(new.get(key, absent), absent))
+        for key in sorted(old | new)
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+    if rows:
+        raise ConfigMismatch(
+            f"this run directory was made with another config ({len(rows)} keys differ); "
+            f"use another directory, or the old values:\n{table(('key', 'saved', 'now'), rows)}"
+        )
+
+
+def _show(value: Any, absent: object) -> str:
+    return "-" if value is absent else json.dumps(value)
+
+
+def check_layout(meta: Mapping[str, Any], layout: Mapping[str, int]) -> None:
+    """Raises ValueError when the data iterator was saved under another split of rows over processes."""
+    saved = meta.get("data_layout", {})
+    if saved.get("shard_count") != layout["shard_count"] or saved.get("processes") != layout["processes"]:
+        raise ValueError(
+            f"the checkpoint's data iterator belongs to {saved.get('processes')} processes with "
+            f"{saved.get('shard_count')} data shards, this run has {layout['processes']} and {layout['shard_count']}; "
+            "use as many processes and the same data x fsdp split over them, or start a new run from these parameters"
+        )

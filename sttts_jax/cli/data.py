@@ -1,0 +1,143 @@
+"""sttts-jax data: build, inspect and list datasets.
+
+    sttts-jax data list
+    sttts-jax data build shapes_video_qa --size 3000,300,600
+    sttts-jax data inspect shapes_video_qa --split test --sheet clips.png
+    sttts-jax data inspect jsonl:my/videos.jsonl
+
+`inspect` prints records as the model gets them; --sheet draws their sampled frames, one record a line.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sttts_jax.cli.main import run
+from sttts_jax.data.config import DEFAULT_DATA_DIR, Source
+from sttts_jax.data.image import resize
+from sttts_jax.data.prompt import target_text, user_text
+from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.sources import registry
+from sttts_jax.data.video import Video, VideoError, decode
+
+SPLITS = ("train", "validation", "test")
+THUMB = 144  # height of a frame in the contact sheet, pixels
+GAP = 4
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0, or 1 where a record that was to be shown cannot be used."""
+    args = _parser().parse_args(argv)
+    return args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sttts-jax data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="build|inspect|list")
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument("--data_dir", default=DEFAULT_DATA_DIR, help="where built datasets lie (%(default)s)")
+
+    build = commands.add_parser("build", parents=[folder], help="make a dataset on disk")
+    build.add_argument("name")
+    build.add_argument("--size", default="3000,300,600", help="clips of train,validation,test (%(default)s)")
+    build.set_defaults(run=_build)
+
+    inspect = commands.add_parser("inspect", parents=[folder], help="print records, draw their frames")
+    inspect.add_argument("name")
+    inspect.add_argument("--split", default="train")
+    inspect.add_argument("--first", type=int, default=0, help="index of the first record (%(default)s)")
+    inspect.add_argument("--count", type=int, default=3, help="how many records (%(default)s)")
+    inspect.add_argument("--max_frames", type=int, default=8)
+    inspect.add_argument("--max_fps", type=float, default=2.0)
+    inspect.add_argument("--sheet", metavar="FILE.png", help="write the frames there")
+    inspect.set_defaults(run=_inspect)
+
+    known = commands.add_parser("list", parents=[folder], help="names that can be built or read")
+    known.set_defaults(run=_list)
+    return parser
+
+
+def _build(args: argparse.Namespace) -> int:
+    words = args.size.split(",")
+    if len(words) != len(SPLITS) or not all(word.strip().isdigit() for word in words):
+        raise ValueError(f"--size {args.size} must be three whole numbers of clips: train,validation,test")
+    sizes = dict(zip(SPLITS, map(int, words), strict=True))
+    path = registry.build(args.name, args.data_dir, sizes)
+    print(f"{args.name}: {', '.join(f'{n} {split}' for split, n in sizes.items())} clips in {path}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    for name, line in registry.BUILDERS.items():
+        print(f"{name:18s}{line}")
+        for config in registry.built_configs(name, args.data_dir):
+            print(f"{'':18s}  built: {name}/{config}")
+    for name, line in registry.READERS.items():
+        print(f"{name:18s}{line}")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    source = registry.open_source(Source(args.name, 1.0, args.split, args.data_dir))
+    last = min(args.first + args.count, len(source))
+    if not 0 <= args.first < last:
+        raise ValueError(f"--first {args.first} --count {args.count} is outside of the {len(source)} records")
+    print(f"{args.name} ({args.split}): {len(source)} records")
+    lines, bad = [], 0
+    for index in range(args.first, last):
+        try:
+            record = source[index]
+            video = _video(record, args)
+        except (RecordError, VideoError) as error:
+            print(f"\n[{index}] cannot be used: {error}")
+            bad += 1
+            continue
+        _print(index, record, video)
+        if video is not None:
+            lines.append(_film(video))
+    if args.sheet and lines:
+        _save_sheet(lines, Path(args.sheet))
+        print(f"\nframes in {args.sheet}")
+    return 1 if bad else 0
+
+
+def _video(record: Record, args: argparse.Namespace) -> Video | None:
+    if record.video is None:
+        return None
+    limits = {"max_frames": args.max_frames, "max_fps": args.max_fps, "start": record.start, "end": record.end}
+    return decode(record.video, size=None, name=record.id, **limits)
+
+
+def _print(index: int, record: Record, video: Video | None) -> None:
+    print(f"\n[{index}] {record.id}")
+    if video is not None:
+        frames, height, width, _ = video.frames.shape
+        times = " ".join(f"{t:.1f}" for t in video.times)
+        print(f"    {video.duration:.2f} s, {width} x {height}, {frames} frames at {times} s")
+    for message in record.messages:
+        asked = user_text(message).replace("\n", " | ")
+        print(f"    {message.family or message.style}: {asked}  ->  {target_text(message)}")
+
+
+def _film(video: Video) -> np.ndarray:
+    """The frames side by side: uint8 [THUMB, w, 3]."""
+    height, width = video.frames.shape[1:3]
+    size = (THUMB, max(1, round(width * THUMB / height)))
+    thumbs = [np.pad(resize(frame, size), ((0, 0), (0, GAP), (0, 0)), constant_values=255) for frame in video.frames]
+    return np.concatenate(thumbs, 1)
+
+
+def _save_sheet(lines: list[np.ndarray], path: Path) -> None:
+    width = max(line.shape[1] for line in lines)
+    padded = [np.pad(x, ((0, GAP), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in lines]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(padded, 0)).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(run("data", main))

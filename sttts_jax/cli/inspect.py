@@ -1,0 +1,74 @@
+"""sttts-jax inspect DIR: what is in a checkpoint, on any machine, without building the model.
+
+DIR is a run's workdir, a directory of steps, or one step. Prints the steps with their size and health, then of the
+newest whole step the counters, the trees with shapes and dtypes, and the config of the run. --depth N folds leaves
+below N names.
+"""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from sttts_jax.ckpt import files
+from sttts_jax.ckpt.meta import saved_config
+from sttts_jax.ckpt.restore import OPT, PARAMS, read_meta, read_tree
+from sttts_jax.cli.main import run
+from sttts_jax.paths import as_path
+from sttts_jax.trees import flatten_mapping, named_leaves, param_count, table, tree_bytes
+
+
+def _steps_table(directory: Any) -> str:
+    rows = []
+    for step in files.list_steps(directory):
+        path = files.step_directory(directory, step)
+        size = sum(files.file_sizes(path).values()) / 2**20
+        when = datetime.fromtimestamp(path.stat().mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        rows.append((str(step), f"{size:.2f}", when, files.problem_of(directory, step) or "whole"))
+    return table(("step", "MiB", "written", "state"), rows)
+
+
+def _tree_table(tree: Any, depth: int) -> str:
+    """Leaves, those with the same first `depth` names folded into one line (0: never)."""
+    groups: dict[str, list[Any]] = {}
+    for name, leaf in named_leaves(tree).items():
+        parts = name.split("/")
+        groups.setdefault("/".join(parts[:depth]) + "/..." if depth and len(parts) > depth else name, []).append(leaf)
+    rows = []
+    for name, leaves in groups.items():
+        shape = f"{leaves[0].dtype}{list(leaves[0].shape)}" if len(leaves) == 1 else f"{len(leaves)} leaves"
+        rows.append((name, shape, f"{param_count(leaves):,}", f"{tree_bytes(leaves) / 2**20:.2f}"))
+    count = f"{len(named_leaves(tree))} leaves"
+    rows.append(("total", count, f"{param_count(tree):,}", f"{tree_bytes(tree) / 2**20:.2f}"))
+    return table(("leaf", "array", "numbers", "MiB"), rows)
+
+
+def _plain_table(tree: dict[str, Any]) -> str:
+    return table(("key", "value"), [(key, json.dumps(value)) for key, value in flatten_mapping(tree).items()])
+
+
+def main(argv: list[str]) -> int:
+    """Prints the report. argv: without the program's name. Raises FileNotFoundError or ValueError with one sentence."""
+    parser = argparse.ArgumentParser(
+        prog="sttts-jax inspect", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("directory", help="a run's workdir, a directory of steps, or one step; local or gs://")
+    parser.add_argument("--depth", type=int, default=0, help="fold leaves below so many names (0: show all)")
+    arguments = parser.parse_args(argv)
+    root = as_path(arguments.directory)
+    for place in (root, root / "checkpoints"):
+        if files.list_steps(place):
+            print(f"{place}\n{_steps_table(place)}\n")
+    step = files.resolve_step(root)
+    meta = read_meta(step)
+    config = saved_config(meta)
+    print(f"{step}\n{_plain_table({key: value for key, value in meta.items() if key != 'config'})}\n")
+    for name in (PARAMS, OPT):
+        print(f"{name}\n{_tree_table(read_tree(step, name), arguments.depth)}\n")
+    print(f"config\n{_plain_table(config)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run("inspect", main))

@@ -1,0 +1,132 @@
+"""Everything about the data of a run, in one frozen object."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sttts_jax.data.schema import RowShape
+from sttts_jax.pruning.budget import CELLS, as_fraction, n_kept
+
+DEFAULT_DATA_DIR = "~/.cache/sttts_jax/data"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset and how often it is drawn from.
+
+    name      "shapes_video_qa", with "/300-100-100" for a build of other sizes, or "jsonl:PATH"
+    split     "train", "validation", "test", or a part such as "train[:50%]"
+    """
+
+    name: str
+    weight: float = 1.0
+    split: str = "train"
+    data_dir: str = DEFAULT_DATA_DIR
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Sources, sampling of frames, sizes of a row, and how it is fed. `sources` may be given as tuples (name, weight,
+    split, data_dir).
+    """
+
+    sources: tuple[Source, ...]
+    max_frames: int = 8
+    max_fps: float | None = 2.0
+    image_size: tuple[int, int] | int = 378
+    cells: int = CELLS  # C, cells (LLM tokens before pruning) of a frame
+    fraction: str = "0.5"  # k, share of a video's cells to remove, as a decimal in quotes
+    frames_per_row: int = 16  # F
+    items_per_row: int = 4  # V
+    row_length: int = 1024  # S, tokens of a row after pruning
+    rows: int = 8  # B, over all processes
+    max_messages: int = 0  # branches of a message tree, drawn anew each time; 0 takes all
+    seed: int = 0
+    bad_share: float = 0.1  # stop when more of the records seen than this are unusable
+    cache: bool = False  # keep decoded frames in memory: for small sets seen many times
+    threads: int = 2  # decoding threads
+    prefetch: int = 2  # batches made ahead
+    packing_rows: int = 8  # rows packed side by side: more fill better and hold more frames in memory
+
+    def __post_init__(self) -> None:
+        sources = tuple(s if isinstance(s, Source) else Source(*s) for s in self.sources)
+        object.__setattr__(self, "sources", sources)
+        if not isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a frame."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def row_shape(self) -> RowShape:
+        """The static sizes F, V, K, S, U of a row."""
+        return RowShape(
+            self.frames_per_row, self.items_per_row, self.row_length, str(self.fraction), self.cells, self.size
+        )
+
+    def evaluation_shape(
+        self, max_frames: int | None = None, fraction: str | None = None, row_length: int | None = None
+    ) -> RowShape:
+        """One video a row, for evaluation at these or other frames, fraction and length."""
+        return RowShape(
+            frames=max_frames or self.max_frames,
+            items=1,
+            length=row_length or self.row_length,
+            fraction=str(self.fraction if fraction is None else fraction),
+            cells=self.cells,
+            size=self.size,
+        )
+
+    def check(self) -> "DataConfig":
+        """Itself. Raises ValueError with one sentence for the first setting that cannot work."""
+        if not self.sources:
+            raise ValueError("data.sources is empty; name at least one, such as ('shapes_video_qa', 1.0)")
+        for source in self.sources:
+            if not source.weight > 0:
+                raise ValueError(
+                    f"data.sources: {source.name} has weight {source.weight}; give a positive one or leave it out"
+                )
+        as_fraction(self.fraction)
+        for name in (
+            "max_frames",
+            "cells",
+            "frames_per_row",
+            "items_per_row",
+            "row_length",
+            "rows",
+            "threads",
+            "prefetch",
+            "packing_rows",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("max_messages", self.max_messages, 0)
+        if self.max_fps is not None and not self.max_fps > 0:
+            raise ValueError(f"data.max_fps={self.max_fps} must be positive, or None for max_frames equal steps")
+        if not 0 <= self.bad_share <= 1:
+            raise ValueError(f"data.bad_share={self.bad_share} must be a share from 0 to 1")
+        if self.max_frames > self.frames_per_row:
+            raise ValueError(
+                f"data.frames_per_row={self.frames_per_row} cannot hold max_frames={self.max_frames}; raise it"
+            )
+        kept = n_kept(self.max_frames, self.fraction, self.cells) + 2 * self.max_frames
+        if kept >= self.row_length:
+            raise ValueError(
+                f"data.row_length={self.row_length} has no room for text beside the {kept} vision tokens that "
+                f"{self.max_frames} frames keep at fraction {self.fraction}; raise either, or lower max_frames"
+            )
+        return self
+
+
+def data_config(**settings: Any) -> DataConfig:
+    """A checked DataConfig; an unknown setting is named with the known ones."""
+    known = [f.name for f in fields(DataConfig)]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"data has no setting {', '.join(unknown)}; known are {', '.join(known)}")
+    return DataConfig(**settings).check()
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"data.{name}={value!r} must be a whole number from {least} up")

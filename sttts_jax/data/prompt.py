@@ -1,0 +1,250 @@
+"""Token layout, message trees, positions, segments and loss weights, as Molmo2 does them.
+
+    BOS  "0.0 " <frame_start> C x <im_patch> <frame_end>  " 0.5 " <frame_start> .. <frame_end>  [subtitles]
+    "<|im_start|>user\\n" [style: ] question "<|im_end|>\\n<|im_start|>assistant\\n"  answer  EOS
+
+Several questions about one video share its prefix: branch 0, branch 1, .. follow it, each seeing the prefix and
+itself only:
+
+    token     BOS  V  V | q0 a0 | q1 a1          targets of a branch's last token: EOS
+    position   0   1  2 |  3  4 |  3  4          every branch restarts where the prefix ends
+    segment   10000 ..  |  0  0 |  1  1          a query sees keys whose segment is no smaller (and no later)
+
+Timestamps, subtitles, each question and each answer are encoded one by one, so that no merge crosses their borders.
+"""
+
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+import numpy as np
+
+from sttts_jax.data.record import Message, RecordError
+from sttts_jax.data.schema import PREFIX_SEGMENT, Example
+from sttts_jax.data.tokenizer import Tokenizer
+
+MULTIPLE_CHOICE_STYLES = frozenset(
+    {
+        *("video_multiple_choice", "video_multiple_choice_w_subtitle"),
+        *("video_multiple_choice_count_without_pointing", "video_multiple_choice_multiple_correct"),
+        *("a_okvqa_mc", "ai2_diagram_no_letter", "ai2_diagram", "science_qa"),
+        *("multi_image_mc", "multi_image_mc_exp", "mantis_instruct_mc", "eval_multi_image_mc"),
+    }
+)
+PREFIX_FREE_STYLES = MULTIPLE_CHOICE_STYLES | {
+    *(
+        "user_qa",
+        "correction_qa",
+        "text_sft",
+        "long_caption",
+        "short_caption",
+        "video_long_caption",
+        "video_short_caption",
+    ),
+    *("video_transcript", "video_clip_caption_start_end", "video_clip_caption_start_end_in_seconds"),
+    *("video_clip_transcript_start_end", "video_clip_transcript_start_end_in_seconds"),
+    *("video_frame_caption_timestamp", "video_frame_caption_timestamp_in_seconds"),
+    *("pointing", "point_count", "cosyn_point", "video_point", "video_point_count", "video_count", "video_count_point"),
+    *("multi_image_pointing", "multi_image_counting", "multi_image_point_then_count", "multi_image_count_then_point"),
+    *(
+        "video_point_track_per_frame",
+        "video_point_track_start_end",
+        "video_point_track_all_frames",
+        "video_single_point_track_start_end",
+    ),
+}
+EVALUATION_STYLES = {
+    "video_eval_multiple_choice": "video_multiple_choice",
+    "video_eval_multiple_choice_w_subtitle": "video_multiple_choice_w_subtitle",
+    "video_eval_short_answer": "video_short_answer",
+    "eval_short_answer": "vqa2",
+    "eval_multiple_choice": "a_okvqa_mc",
+}
+SUBTITLE_REACH = 1.0  # a subtitle is kept when a sampled frame lies this close to it, seconds
+
+
+def build_example(
+    tokenizer: Tokenizer,
+    times: Sequence[float] | np.ndarray,
+    messages: Sequence[Message],
+    *,
+    cells: int,
+    subtitles: str | Sequence[tuple[float, float, str]] = (),
+    limit: int | None = None,
+) -> Example:
+    """A training example: the video's prefix, then one branch a message. int32 / float32 / bool arrays [n].
+
+    `times` are the sampled times of the frames, none for text alone. `limit` is the most tokens, before pruning:
+    branches that would pass it are left out with all after them. Raises RecordError where not even the first fits, or
+    where a text is unusable.
+    """
+    prefix, prefix_cells = _prefix(tokenizer, times, cells, subtitles)
+    branches, total = [], len(prefix)
+    for message in messages:
+        ids, loss = _branch(tokenizer, message)
+        if limit is not None and total + len(ids) > limit:
+            break
+        branches.append((ids, loss, message.weight))
+        total += len(ids)
+    if not branches:
+        what = (
+            f"its first question ends after the {limit} tokens of a row; raise row_length"
+            if messages
+            else "it has no messages"
+        )
+        raise RecordError(f"cannot be made into an example, {what}")
+    targets, weights = [np.zeros(len(prefix), np.int32)], [np.zeros(len(prefix), np.float32)]
+    for ids, loss, weight in branches:
+        after = np.append(
+            loss[1:], True
+        )  # whether the NEXT token carries loss; after the last one comes EOS, which does
+        value = token_weight(int(loss.sum()) + (len(branches) == 1), len(branches), weight)
+        targets.append(np.where(after, np.append(ids[1:], tokenizer.eos), 0))
+        weights.append(np.where(after, value, 0))
+    return _assemble(tokenizer, prefix, prefix_cells, [ids for ids, _, _ in branches], targets, weights, len(times))
+
+
+def build_prompt(
+    tokenizer: Tokenizer,
+    times: Sequence[float] | np.ndarray,
+    message: Message,
+    *,
+    cells: int,
+    subtitles: str | Sequence[tuple[float, float, str]] = (),
+) -> Example:
+    """An inference prompt: the same layout up to "assistant\\n", no answer, no targets. Follow-up turns are not
+    asked.
+    """
+    prefix, prefix_cells = _prefix(tokenizer, times, cells, subtitles)
+    ids = tokenizer.encode(_user_turn(tokenizer, user_text(message), first=True))
+    n = len(prefix) + len(ids)
+    return _assemble(
+        tokenizer, prefix, prefix_cells, [ids], [np.zeros(n, np.int32)], [np.zeros(n, np.float32)], len(times)
+    )
+
+
+def token_weight(loss_tokens: int, messages: int, weight: float | None = None) -> float:
+    """2 / sqrt(n), times 1 / sqrt(M) in a tree of M >= 2 messages; a message's own weight switches both off.
+
+    n counts the EOS of a lone message but, as in Molmo2's code, not the EOS of a tree's branches, which gets the same
+    weight all the same.
+    """
+    if weight is not None:
+        return weight
+    return 2 / loss_tokens**0.5 / (messages**0.5 if messages >= 2 else 1)
+
+
+def user_text(message: Message) -> str:
+    """The question as the model reads it: style prefix, and the lettered options of a multiple-choice question."""
+    style = EVALUATION_STYLES.get(message.style, message.style)
+    question = message.question
+    if style in MULTIPLE_CHOICE_STYLES and message.options:
+        question = multiple_choice(question, message.options)
+    return question if style in PREFIX_FREE_STYLES else f"{style}: {question}"
+
+
+def target_text(message: Message) -> str:
+    """The answer as the model is to say it: "B. text" for multiple choice."""
+    style = EVALUATION_STYLES.get(message.style, message.style)
+    if style not in MULTIPLE_CHOICE_STYLES or not message.options:
+        return message.answer
+    if message.answer not in message.options:
+        raise RecordError(f"the answer {message.answer!r} is none of the options {list(message.options)}")
+    return option_lines(message.options)[message.options.index(message.answer)]
+
+
+def multiple_choice(question: str, options: Sequence[str]) -> str:
+    """Molmo2's standard prompt, always used in evaluation."""
+    return "\n".join([question, "Only return the correct answer option.", *option_lines(options)])
+
+
+def option_lines(options: Sequence[str]) -> list[str]:
+    """["A. ..", "B. ..", ..]"""
+    return [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
+
+
+def subtitle_text(subtitles: str | Sequence[tuple[float, float, str]], times: Sequence[float] | np.ndarray) -> str:
+    """Header and the lines that a sampled frame comes within a second of; a plain string follows the header
+    unchanged.
+    """
+    if isinstance(subtitles, str):
+        return f"subtitle\n{subtitles}" if subtitles else ""
+    at = np.asarray(times, float)
+    near = [s for s in subtitles if ((at + SUBTITLE_REACH >= s[0]) & (at - SUBTITLE_REACH <= s[1])).any()]
+    return "subtitle\n" + "".join(f"{a:.1f} - {b:.1f} {text}\n" for a, b, text in near) if subtitles else ""
+
+
+def _prefix(
+    tokenizer: Tokenizer,
+    times: Sequence[float] | np.ndarray,
+    cells: int,
+    subtitles: str | Sequence[tuple[float, float, str]],
+) -> tuple[list[int], list[int]]:
+    """Ids, and for each the cell f * C + c or -1."""
+    ids, where = [tokenizer.bos], [-1]
+    patch = [tokenizer.ids["<im_patch>"]] * cells
+    for f, time in enumerate(times):
+        stamp = tokenizer.encode(f"{time:.1f} " if f == 0 else f" {time:.1f} ")
+        ids += [*stamp, tokenizer.ids["<frame_start>"], *patch, tokenizer.ids["<frame_end>"]]
+        where += [-1] * (len(stamp) + 1) + list(range(f * cells, (f + 1) * cells)) + [-1]
+    text = subtitle_text(subtitles, times)
+    tail = tokenizer.encode(_checked(tokenizer, text)) if text else []
+    return ids + tail, where + [-1] * len(tail)
+
+
+def _branch(tokenizer: Tokenizer, message: Message) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a conversation without its final EOS, and which of them the model has to say. int32 [n], bool [n]."""
+    ids: list[int] = []
+    loss: list[bool] = []
+    for i, (user, answer) in enumerate([(user_text(message), target_text(message)), *message.follow_ups]):
+        if i:
+            ids.append(tokenizer.eos)
+            loss.append(True)
+        asked = tokenizer.encode(_user_turn(tokenizer, user, first=i == 0))
+        said = tokenizer.encode(_checked(tokenizer, answer))
+        if not said:
+            raise RecordError(f"the answer to {user!r} is empty")
+        ids += asked + said
+        loss += [False] * len(asked) + [True] * len(said)
+    return np.asarray(ids, np.int32), np.asarray(loss, bool)
+
+
+def _user_turn(tokenizer: Tokenizer, text: str, first: bool) -> str:
+    # From the second turn on Molmo2's training text closes the assistant's turn once more, after its EOS.
+    closing = "" if first else "<|im_end|>\n"
+    return f"{closing}<|im_start|>user\n{_checked(tokenizer, text)}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def _checked(tokenizer: Tokenizer, text: str) -> str:
+    for token in tokenizer.reserved:
+        if token in text:
+            raise RecordError(f"the text {text[:60]!r} contains the reserved token {token}; remove it")
+    return text
+
+
+def _assemble(
+    tokenizer: Tokenizer,
+    prefix: list[int],
+    prefix_cells: list[int],
+    branches: Sequence[Sequence[int] | np.ndarray],
+    targets: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    frames: int,
+) -> Example:
+    tree = len(branches) > 1
+    lengths = [len(b) for b in branches]
+    segment = [
+        np.full(len(prefix), PREFIX_SEGMENT if tree else 0),
+        *(np.full(n, b if tree else 0) for b, n in enumerate(lengths)),
+    ]
+    position = [np.arange(len(prefix)), *(len(prefix) + np.arange(n) for n in lengths)]
+    tokens = np.concatenate([prefix, *branches]).astype(np.int32)
+    return Example(
+        tokens=tokens,
+        targets=np.concatenate(targets).astype(np.int32),
+        weights=np.concatenate(weights).astype(np.float32),
+        cells=np.asarray(prefix_cells + [-1] * sum(lengths), np.int32),
+        vision=np.isin(tokens, list(tokenizer.vision_ids)),
+        segment=np.concatenate(segment).astype(np.int32),
+        position=np.concatenate(position).astype(np.int32),
+        frames=frames,
+    )

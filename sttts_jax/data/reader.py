@@ -1,0 +1,143 @@
+"""From a record to an example with frames; unusable records are counted, named once and skipped."""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from sttts_jax.data.packing import Item, lengths
+from sttts_jax.data.prompt import build_example
+from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.schema import RowShape
+from sttts_jax.data.sources.registry import Records
+from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.data.video import Video, VideoError, decode
+from sttts_jax.pruning.budget import n_drop
+
+LOG = logging.getLogger("sttts_jax.data")
+LEAST_SEEN = 20  # records to see before the share of bad ones can stop a run
+CACHE_BYTES = 8 * 2**30
+
+
+class TooManyBadRecords(ValueError):
+    """More of the records are unusable than the config allows."""
+
+
+class FrameCache:
+    """Decoded frames by (source, index), up to CACHE_BYTES; what comes after is decoded each time. Safe for threads."""
+
+    def __init__(self, limit: int = CACHE_BYTES):
+        self._videos: dict[tuple[int, int], Video] = {}
+        self._left = limit
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, int]) -> Video | None:
+        return self._videos.get(key)
+
+    def put(self, key: tuple[int, int], video: Video) -> None:
+        with self._lock:
+            if key in self._videos or self._left < 0:
+                return
+            self._left -= video.frames.nbytes
+            if self._left < 0:
+                LOG.warning(
+                    "the frame cache is full with %d videos; the others are decoded each time", len(self._videos)
+                )
+                return
+            self._videos[key] = video
+
+
+class BadRecords:
+    """Counts; logs each bad record once; raises TooManyBadRecords past the allowed share. Safe for threads."""
+
+    def __init__(self, allowed_share: float):
+        self.allowed_share = allowed_share
+        self.seen = 0
+        self.bad = 0
+        self.named: dict[str, str] = {}  # name -> cause
+        self._lock = threading.Lock()
+
+    def good(self) -> None:
+        with self._lock:
+            self.seen += 1
+
+    def add(self, name: str, cause: str) -> None:
+        with self._lock:
+            self.seen += 1
+            self.bad += 1
+            if name not in self.named:
+                LOG.warning("bad record %s skipped: %s", name, cause)
+            self.named[name] = cause
+            if self.seen >= LEAST_SEEN and self.bad > self.allowed_share * self.seen:
+                raise TooManyBadRecords(
+                    f"{self.bad} of {self.seen} records are unusable, more than bad_share={self.allowed_share:g}; "
+                    f"mend the data or raise bad_share (the last one: {cause})"
+                )
+
+
+class Reader:
+    """(source number, record index, draw) -> Item, or None for a bad record. Called from several threads."""
+
+    def __init__(
+        self,
+        sources: Sequence[Records],
+        names: Sequence[str],
+        tokenizer: Tokenizer,
+        shape: RowShape,
+        *,
+        max_frames: int,
+        max_fps: float | None,
+        max_messages: int,
+        bad_share: float,
+        cache: bool,
+    ):
+        self._sources, self._names = sources, names
+        self._tokenizer, self._shape = tokenizer, shape
+        self._max_frames, self._max_fps, self._max_messages = max_frames, max_fps, max_messages
+        self._cache = FrameCache() if cache else None
+        self.bad = BadRecords(bad_share)
+
+    def __call__(self, draw: tuple[int, int, int]) -> Item | None:
+        source, index, number = draw
+        try:
+            item = self._item(source, index, np.random.default_rng(number))
+        except (RecordError, VideoError) as error:
+            self.bad.add(f"{self._names[source]}[{index}]", str(error))
+            return None
+        self.bad.good()
+        return item
+
+    def _item(self, source: int, index: int, rng: np.random.Generator) -> Item:
+        record = self._sources[source][index]
+        video = None
+        if record.video is not None:
+            video = self._cache.get((source, index)) if self._cache else None
+            if video is None:
+                video = read_video(record, self._shape.size, self._max_frames, self._max_fps)
+            if self._cache:
+                self._cache.put((source, index), video)
+        order = rng.permutation(len(record.messages))[: self._max_messages or None]
+        example = build_example(
+            self._tokenizer,
+            [] if video is None else video.times,
+            [record.messages[i] for i in order],
+            cells=self._shape.cells,
+            subtitles=record.subtitles,
+            limit=self._token_limit(0 if video is None else len(video.times)),
+        )
+        lengths(example, self._shape)  # raises for an example that no row holds
+        return Item(example, np.zeros((0, *self._shape.size, 3), np.uint8) if video is None else video.frames)
+
+    def _token_limit(self, frames: int) -> int:
+        """Tokens before pruning that shrink to a full row."""
+        return self._shape.length + n_drop(frames, self._shape.fraction, self._shape.cells)
+
+
+def read_video(record: Record, size: tuple[int, int], max_frames: int, max_fps: float | None) -> Video:
+    """The sampled frames of a record. Raises VideoError with the record's name."""
+    assert record.video is not None
+    name = record.id if isinstance(record.video, bytes) else None
+    return decode(
+        record.video, max_frames=max_frames, max_fps=max_fps, size=size, start=record.start, end=record.end, name=name
+    )

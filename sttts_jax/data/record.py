@@ -1,0 +1,43 @@
+"""A record: one video (or none) and what is asked about it. Every source yields these."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class RecordError(ValueError):
+    """A record that cannot be used: one sentence, the record's name first. Training counts, names and skips it."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One conversation about the video: a branch of the message tree (Molmo2).
+
+    With `options` and a multiple-choice style the prompt lists the options and the target is "B. text"; with any
+    other style the options are for scoring only. `weight` replaces the 2/sqrt(n) weighting by a constant, as Molmo2
+    does for captions (0.1) and pointing (0.2).
+    """
+
+    question: str
+    answer: str
+    style: str
+    options: tuple[str, ...] = ()
+    family: str = ""
+    follow_ups: tuple[tuple[str, str], ...] = ()  # further turns: (user, assistant)
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """`video` is a path, the bytes of a file, or None for text alone; `start` and `end` cut a clip out of it, in
+    seconds.
+    """
+
+    id: str
+    video: str | bytes | None
+    messages: tuple[Message, ...]
+    start: float | None = None
+    end: float | None = None
+    subtitles: (
+        str | tuple[tuple[float, float, str], ...]
+    ) = ()  # (start, end, text), seconds within the clip; or plain text
+    metadata: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,121 @@
+"""Names to data: what can be built and what can be read."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any, Protocol
+
+from absl import logging
+
+from sttts_jax.data.config import Source
+from sttts_jax.data.record import Message, Record
+from sttts_jax.data.sources.jsonl import JsonlSource
+
+BUILDERS = {
+    "shapes_video_qa": "made-up clips of moving and appearing shapes, six families of questions, balanced answers"
+}
+READERS = {"jsonl": "your own videos, one JSON object a line: jsonl:PATH"}
+
+
+class Records(Protocol):
+    """Random access to records. Reading one may raise RecordError or VideoError: then it is a bad record."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class TfdsRecords:
+    """A split of a built TFDS dataset with the features of `shapes_tfds`."""
+
+    def __init__(self, directory: str, split: str):
+        import tensorflow_datasets as tfds  # two seconds: only where it is needed
+
+        builder = tfds.builder_from_directory(directory)
+        known = list(builder.info.splits)
+        if split.split("[")[0] not in known:
+            raise ValueError(f"{directory}: has no split {split!r}; its splits are {', '.join(known)}")
+        self._data = builder.as_data_source(split=split)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Record:
+        fields = self._data[index]
+        qa = fields["qa"]
+        rows = zip(qa["question"], qa["answer"], qa["style"], qa["options"], qa["family"], strict=True)
+        messages = tuple(
+            Message(_text(q), _text(a), _text(s), tuple(map(_text, o)), _text(f)) for q, a, s, o, f in rows
+        )
+        return Record(id=_text(fields["video_id"]), video=fields["video"], messages=messages)
+
+
+def open_source(source: Source) -> Records:
+    """Raises ValueError, listing the known names, for an unknown one, and saying what to type for one not built yet."""
+    name, _, rest = source.name.partition(":")
+    if name == "jsonl":
+        return JsonlSource(rest)
+    base, _, config = source.name.partition("/")
+    if base not in BUILDERS:
+        known = ", ".join([*BUILDERS, *(f"{r}:PATH" for r in READERS)])
+        raise ValueError(f"there is no data source {source.name!r}; known are {known}")
+    directory = find_built(base, config, source.data_dir)
+    return TfdsRecords(directory, source.split)
+
+
+def build(name: str, data_dir: str, sizes: dict[str, int]) -> str:
+    """Builds a dataset unless it is there; returns its directory. `sizes` are clips per split."""
+    if name not in BUILDERS:
+        raise ValueError(f"there is nothing to build under the name {name!r}; known are {', '.join(BUILDERS)}")
+    import tensorflow_datasets as tfds
+
+    from sttts_jax.data.sources.shapes_tfds import ShapesVideoQa, shapes_config
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    talk = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it warns of configs that it has not seen before
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # and speaks of downloads
+            config = shapes_config(**sizes)
+            builder = ShapesVideoQa(data_dir=os.path.expanduser(data_dir), config=config, file_format="array_record")
+            builder.download_and_prepare()
+    finally:
+        logging.set_verbosity(talk)
+    return str(builder.data_path)
+
+
+def built_configs(name: str, data_dir: str) -> list[str]:
+    """Sizes of a dataset that lie whole in `data_dir`, such as "3000-300-600"."""
+    home = os.path.join(os.path.expanduser(data_dir), name)
+    return sorted(c for c in _folders(home) if _versions(os.path.join(home, c)))
+
+
+def find_built(name: str, config: str, data_dir: str) -> str:
+    """The version directory of a built dataset; without `config` there must be exactly one."""
+    configs = built_configs(name, data_dir)
+    command = f"sttts-jax data build {name} --data_dir {data_dir}"
+    if config and config not in configs:
+        built = f"; built are {', '.join(configs)}" if configs else ""
+        size = config.replace("-", ",")
+        raise ValueError(f"{name}/{config} is not in {data_dir}{built}; build it with `{command} --size {size}`")
+    if not configs:
+        raise ValueError(f"{name} is not in {data_dir}; build it with `{command}`")
+    if not config and len(configs) > 1:
+        choice = ", ".join(f"{name}/{c}" for c in configs)
+        raise ValueError(f"{data_dir} holds {name} in several sizes; name one of {choice}")
+    folder = os.path.join(os.path.expanduser(data_dir), name, config or configs[0])
+    return os.path.join(folder, max(_versions(folder), key=lambda v: [int(part) for part in v.split(".")]))
+
+
+def _versions(folder: str) -> list[str]:
+    return [v for v in _folders(folder) if v.replace(".", "").isdigit()]
+
+
+def _folders(path: str) -> list[str]:
+    return [entry.name for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

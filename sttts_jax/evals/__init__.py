@@ -1,0 +1,1 @@
+"""Running a checkpoint: generation, benchmark tasks, results and the pages that show them."""

@@ -1,0 +1,167 @@
+"""The video vision-language model: ViT with pruning inside, connector on survivors, language model on pruned rows."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sttts_jax import dims
+from sttts_jax.models.cache import KvCache
+from sttts_jax.models.config import VlmConfig
+from sttts_jax.models.connector import Connector
+from sttts_jax.models.llm import Llm
+from sttts_jax.models.rows import PrunedRows, prune_rows
+from sttts_jax.models.vit import Vit, VitOutput
+from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.loss import LossSums, head_loss
+from sttts_jax.pruning.aux_loss import temporal_loss
+from sttts_jax.pruning.cells import CellGrid
+from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.pack import take_batch
+from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.sharding import constrain
+
+Batch = dict[str, jax.Array]
+
+
+class VlmLoss(NamedTuple):
+    """Sums of one batch, float32 scalars, so that means are taken over the global batch; and what the logs show.
+
+    task          sums of the token loss
+    aux, aux_count    squared errors of the temporal loss, and how many
+    kept          bool [B, F, C]
+    scores        float32 [B, F, C] in (0, 1), or None without a scorer
+    """
+
+    task: LossSums
+    aux: jax.Array
+    aux_count: jax.Array
+    kept: jax.Array
+    scores: jax.Array | None
+
+
+class Prefix(NamedTuple):
+    """What the language model starts from: embedded rows x [B, S, E], their tokens, and what the ViT said."""
+
+    x: jax.Array
+    rows: PrunedRows
+    vit: VitOutput
+
+
+def pixels_to_patches(frames: jax.Array, grid: CellGrid, patch: int) -> jax.Array:
+    """uint8 [..., H, W, 3] -> float32 [..., C, W, patch * patch * 3] in [-1, 1].
+
+    Window-major; (row, column, channel) inside a patch.
+    """
+    (rows, cols), lead = grid.grid, frames.shape[:-3]
+    x = frames.reshape(*lead, rows, patch, cols, patch, 3)
+    x = jnp.moveaxis(x, -4, -3).reshape(*lead, rows * cols, patch * patch * 3)
+    return grid.to_cells(x).astype(jnp.float32) / 127.5 - 1.0
+
+
+class Vlm(nn.Module):
+    """`capacity` K and `length` S are the static sizes of a bucket: cells kept in a row, tokens of a row."""
+
+    cfg: VlmConfig
+    prune: PruneConfig
+    capacity: int
+    length: int
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    attention: str = "xla"
+
+    def setup(self) -> None:
+        c = self.cfg
+        self.grid = CellGrid(c.vit.grid, c.vit.cell)
+        self.vit = Vit(c.vit, self.prune, self.dtype, self.remat)
+        self.connector = Connector(c.connector, c.llm.width, self.dtype)
+        self.llm = Llm(c.llm, self.dtype, self.remat, self.attention)
+
+    def __call__(
+        self, batch: Batch, rng: jax.Array | None = None, deterministic: bool = True
+    ) -> tuple[jax.Array, Prefix]:
+        """batch of the data contract -> (hidden [B, S, E] after the final norm, prefix). `rng`: for "random"."""
+        prefix = self.prefix(batch, rng)
+        hidden, _ = self.llm(prefix.x, prefix.rows.positions, prefix.rows.rule, deterministic=deterministic)
+        return hidden, prefix
+
+    def prefix(self, batch: Batch, rng: jax.Array | None = None) -> Prefix:
+        """Frames -> survivors -> rows of the language model, visual features added to their <im_patch> embeddings."""
+        frame_rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+        patches = (
+            batch["patches"]
+            if "patches" in batch
+            else pixels_to_patches(batch["frames"], self.grid, self.cfg.vit.patch)
+        )
+        seen = self.vit(patches, frame_rows, self.capacity, rng)
+        visual = self.connector(seen.features, self._filled(seen))
+        extra = 0
+        if "pooling" in batch:
+            pooled = self._pool_images(seen, batch["pooling"])
+            visual, extra = jnp.concatenate([visual, pooled], axis=1), pooled.shape[1]
+        rows = prune_rows(batch, seen.kept, self.length, self.prune.positions, extra)
+        x = self.llm.embed(rows.tokens) + take_batch(visual, rows.visual, rows.inverse)
+        return Prefix(constrain(x, dims.ACT_BATCH, dims.ACT_LENGTH, dims.ACT_EMBED), rows, seen)
+
+    def _filled(self, seen: VitOutput) -> jax.Array | None:
+        if self.grid.filled is None:
+            return None
+        return jnp.asarray(self.grid.filled)[seen.kept.ids % self.grid.cells]
+
+    def _pool_images(self, seen: VitOutput, pooling: jax.Array) -> jax.Array:
+        """pooling int32 [B, P, w]: patch f * N + n of each slot of a window, -1 for none -> [B, P, E]."""
+        place = self._patch_places()
+        frame, patch = pooling // self.grid.patches, pooling % self.grid.patches
+        cell, slot = frame * self.grid.cells + place[patch] // self.grid.window, place[patch] % self.grid.window
+        stream = jax.vmap(lambda inverse, cell: jnp.take(inverse, cell, mode="clip"))(seen.kept.inverse, cell)
+        valid = (pooling >= 0) & (stream < self.capacity)
+        flat = seen.features.reshape(seen.features.shape[0], -1, seen.features.shape[-1])
+        index = jnp.where(valid, stream * self.grid.window + slot, flat.shape[1])
+        windows = jax.vmap(lambda x, i: jnp.take(x, i, axis=0, mode="fill", fill_value=0))(flat, index)
+        return self.connector(windows, valid)
+
+    def _patch_places(self) -> jax.Array:
+        """int32 [N]: cell * W + slot of every patch."""
+        slots = self.grid.slots.reshape(-1)
+        return jnp.asarray(slots.argsort(kind="stable")[(slots < 0).sum() :])
+
+    def loss(self, batch: Batch, rng: jax.Array | None = None, deterministic: bool = True) -> VlmLoss:
+        """Sums of the token loss and of the temporal loss; the caller adds micro-batches and divides once."""
+        hidden, prefix = self(batch, rng, deterministic)
+        task = head_loss(hidden, self.llm.head_matrix(), prefix.rows.targets, prefix.rows.weights)
+        aux, count, scores = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), None
+        if prefix.vit.logits is not None:
+            frame_rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+            across, stop = self.prune.across_items, self.prune.aux_stop_gradient
+            aux, count = temporal_loss(
+                prefix.vit.logits, prefix.vit.scored, frame_rows, across_items=across, stop_gradient=stop
+            )
+            scores = jax.nn.sigmoid(prefix.vit.logits)
+        return VlmLoss(task, aux, count, prefix.vit.kept.mask, scores)
+
+    def prefill(
+        self, batch: Batch, cache_length: int, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, KvCache, jax.Array, VitOutput]:
+        """One prompt a row -> (logits [B, Y] after the last token, cache, next position [B], ViT output).
+
+        The cache has `cache_length` slots: S and the new tokens.
+        """
+        prefix = self.prefix(batch, rng)
+        rows = prefix.rows
+        cache = KvCache.empty(self.cfg.llm, rows.tokens.shape[0], cache_length, self.dtype)
+        hidden, cache = self._cached(prefix.x, rows.positions, rows.rule, cache)
+        last = jnp.maximum(jnp.sum(rows.rule.example >= 0, axis=1) - 1, 0)
+        pick = jax.vmap(lambda x, i: x[i])
+        return self.llm.logits(pick(hidden, last)), cache, pick(rows.positions, last) + 1, prefix.vit
+
+    def decode(self, token: jax.Array, position: jax.Array, cache: KvCache) -> tuple[jax.Array, KvCache]:
+        """token and position int32 [B] -> (logits [B, Y], cache with one more slot)."""
+        x = self.llm.embed(token[:, None])
+        hidden, cache = self._cached(x, position[:, None], cache.next_rule(), cache)
+        return self.llm.logits(hidden[:, 0]), cache
+
+    def _cached(self, x: jax.Array, positions: jax.Array, rule: RowRule, cache: KvCache) -> tuple[jax.Array, KvCache]:
+        hidden, filled = self.llm(x, positions, rule, cache=cache)
+        assert filled is not None
+        return hidden, filled

@@ -1,0 +1,1 @@
+"""Training: optimizer, metrics, clock, watchdog and the loop that ties them together."""

@@ -1,0 +1,237 @@
+"""The config of a run: frozen sections, built strictly from an ml_collections ConfigDict.
+
+A config file starts from `defaults()` and changes what it needs, so every key exists and can be overridden on the command line;
+`RunConfig.build` refuses keys that no section has.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+
+from sttts_jax.ckpt.manager import CheckpointConfig
+from sttts_jax.data.config import DataConfig
+from sttts_jax.distributed import DistributedConfig
+from sttts_jax.models.config import VlmConfig
+from sttts_jax.models.presets import preset
+from sttts_jax.ops.remat import remat_policy
+from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.train.optimizer import VLM_LABELS, GroupConfig, OptimizerConfig, without_group
+from sttts_jax.train.profile import ProfileConfig
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Sizes that follow from the model and the pruning: not settings of their own.
+DERIVED_DATA = ("image_size", "cells", "fraction")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """preset: a name of `models.presets`; dtype: of the compute (weights are float32); remat: a name of `ops.remat`;
+    attention: a kernel name of `ops.attention.attend_rows`."""
+
+    preset: str = "tiny"
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "xla"
+
+    def check(self) -> "ModelConfig":
+        """Raises ValueError with one sentence; returns self."""
+        preset(self.preset)
+        remat_policy(self.remat)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Learning rates of the four groups, and what they share. `frozen`: regexes on parameter names that are not trained."""
+
+    llm_lr: float = 1e-5
+    vit_lr: float = 5e-6
+    connector_lr: float = 5e-6
+    scorer_lr: float = 1e-4
+    warmup: int = 200
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-6
+    final_fraction: float = 0.1
+    frozen: tuple[str, ...] = ()
+
+    def build(self, total_steps: int, scorer: bool) -> OptimizerConfig:
+        """Groups for a model with or without a scorer. Molmo2 trains the added token rows with the connector."""
+        rates = {"llm": self.llm_lr, "vit": self.vit_lr, "connector": self.connector_lr, "scorer": self.scorer_lr}
+        groups = {n: GroupConfig(lr, self.warmup, self.weight_decay, self.clip_norm) for n, lr in rates.items()}
+        config = OptimizerConfig(
+            total_steps=total_steps,
+            groups=groups,
+            labels=VLM_LABELS,
+            frozen=tuple(self.frozen),
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            final_fraction=self.final_fraction,
+        )
+        return config if scorer else without_group(config, "scorer")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """z_loss: coefficient of logsumexp^2; accumulate: micro-batches of an update; max_skipped: updates in a row that may be skipped
+    for a NaN or an infinity before the run ends."""
+
+    z_loss: float = 1e-4
+    accumulate: int = 1
+    max_skipped: int = 5
+
+    def check(self) -> "LossConfig":
+        """Raises ValueError with one sentence; returns self."""
+        if self.accumulate < 1 or self.max_skipped < 1 or self.z_loss < 0:
+            raise ValueError("loss.accumulate and loss.max_skipped must be at least 1, and loss.z_loss not negative")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """every: steps between log lines; histogram_every: steps between scorer histograms."""
+
+    every: int = 10
+    histogram_every: int = 100
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """Deadlines in seconds, 0 for none: to the first step, and from step to step."""
+
+    startup_s: float = 0.0
+    step_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything about a run. `tokenizer`: a directory with tokenizer.json, or "" to train one on the run's own text."""
+
+    seed: int
+    total_steps: int
+    tokenizer: str
+    model: ModelConfig
+    pruning: PruneConfig
+    data: DataConfig
+    optimizer: OptimConfig
+    loss: LossConfig
+    log: LogConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+    watchdog: WatchdogConfig
+    profile: ProfileConfig
+    distributed: DistributedConfig
+
+    @property
+    def vlm(self) -> VlmConfig:
+        """The model's sizes."""
+        return preset(self.model.preset)
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> "RunConfig":
+        """Raises ValueError that names the key, before any device is touched."""
+        tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+        _known("config", tree, [f.name for f in dataclasses.fields(cls)])
+        sections = {name: section(name, kind, tree.get(name, {})) for name, kind in SECTIONS.items() if name != "data"}
+        for part in sections.values():
+            if hasattr(part, "check"):
+                part.check()
+        if tree["total_steps"] < 1:
+            raise ValueError(f"total_steps={tree['total_steps']} must be at least 1")
+        data = _data(tree.get("data", {}), sections["model"], sections["pruning"])
+        if data.rows % sections["loss"].accumulate:
+            raise ValueError(
+                f"data.rows={data.rows} does not divide by loss.accumulate={sections['loss'].accumulate}; use a multiple"
+            )
+        scalars = {name: tree[name] for name in ("seed", "total_steps", "tokenizer")}
+        run = cls(**scalars, **sections, data=data)
+        run.optimizer.build(run.total_steps, run.pruning.scores).check()
+        return run
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "pruning": PruneConfig,
+    "data": DataConfig,
+    "optimizer": OptimConfig,
+    "loss": LossConfig,
+    "log": LogConfig,
+    "mesh": MeshConfig,
+    "checkpoint": CheckpointConfig,
+    "watchdog": WatchdogConfig,
+    "profile": ProfileConfig,
+    "distributed": DistributedConfig,
+}
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """All keys with their defaults: what a config file starts from."""
+    config = ml_collections.ConfigDict({"seed": 0, "total_steps": 1000, "tokenizer": ""})
+    for name, kind in SECTIONS.items():
+        fields = [f for f in dataclasses.fields(kind) if name != "data" or f.name not in (*DERIVED_DATA, "sources")]
+        config[name] = ml_collections.ConfigDict({f.name: f.default for f in fields})
+    config.data.sources = (("shapes_video_qa", 1.0, "train"),)
+    return config
+
+
+def section(name: str, kind: type, values: Mapping[str, Any]) -> Any:
+    """A frozen section from its part of the config; a key that it does not have is named, with the nearest that it has."""
+    _known(name, values, [f.name for f in dataclasses.fields(kind)])
+    return kind(**values)
+
+
+def _data(values: Mapping[str, Any], model: ModelConfig, pruning: PruneConfig) -> DataConfig:
+    vit = preset(model.preset).vit
+    taken = sorted(set(values) & set(DERIVED_DATA))
+    if taken:
+        raise ValueError(f"data.{taken[0]} follows from model.preset and pruning.fraction; remove it from the config")
+    derived = {"image_size": vit.image_size, "cells": vit.cells, "fraction": pruning.drops}
+    return section("data", DataConfig, {**values, **derived}).check()
+
+
+def _known(where: str, values: Mapping[str, Any], names: list[str]) -> None:
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {near[0]!r}" if near else f"known are {', '.join(names)}"
+            raise ValueError(f"{where} has no key {key!r}; {hint}")
+
+
+def parse_arg(arg: str, **spec: Any) -> Any:
+    """The argument of `--config FILE.py:a=1,b=x` as a namespace, with the types of the defaults in `spec`; unknown names refuse.
+
+    >>> parse_arg("steps=5", steps=100, method="scorer").steps
+    5
+    """
+    values = dict(spec)
+    for part in filter(None, arg.split(",")):
+        name, equal, text = part.partition("=")
+        _known("the config argument", {name: None}, list(spec))
+        if not equal:
+            raise ValueError(f"config argument {part!r} has no value; write {name}=VALUE")
+        kind = type(spec[name])
+        try:
+            values[name] = text.lower() in ("1", "true") if kind is bool else kind(text)
+        except ValueError:
+            raise ValueError(f"config argument {name}={text!r} must be a {kind.__name__}") from None
+    return ml_collections.FrozenConfigDict(values)

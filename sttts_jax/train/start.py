@@ -1,0 +1,65 @@
+"""From a config and a workdir to a running loop."""
+
+from typing import Any
+
+import ml_collections
+
+from sttts_jax import distributed
+from sttts_jax.ckpt.meta import check_config
+from sttts_jax.ckpt.restore import read_meta
+from sttts_jax.data.config import DataConfig
+from sttts_jax.data.sources.registry import open_source
+from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
+from sttts_jax.paths import as_path
+from sttts_jax.train.config import RunConfig
+from sttts_jax.train.loop import CHECKPOINTS, prepare, train
+from sttts_jax.train.state import TrainState
+
+TOKENIZER = "tokenizer"
+TEXT_RECORDS = 2000
+
+
+def start(config: ml_collections.ConfigDict, workdir: str, out: Any = None) -> TrainState:
+    """Checks everything that can be checked without a device, then trains; a workdir with checkpoints is continued."""
+    run = RunConfig.build(config)
+    raw = config.to_dict()
+    root = as_path(workdir)
+    if (root / CHECKPOINTS).exists():
+        _check_same_run(root, raw)
+    distributed.init(run.distributed)
+    tokenizer = run_tokenizer(run, root)
+    return train(prepare(run, root, raw, tokenizer), out)
+
+
+def _check_same_run(root: Any, raw: dict[str, Any]) -> None:
+    try:
+        meta = read_meta(root / CHECKPOINTS)
+    except (FileNotFoundError, ValueError):
+        return  # nothing whole there: restoring says what is wrong, if anything is
+    check_config(meta, raw)
+
+
+def run_tokenizer(run: RunConfig, root: Any) -> Tokenizer:
+    """The tokenizer kept in the workdir; the first start copies it there, or trains one on the text of the run's own sources."""
+    kept = root / TOKENIZER
+    if (kept / "tokenizer.json").exists():
+        return Tokenizer.load(kept)
+    base = run.vlm.llm.vocab
+    if not run.tokenizer:
+        return train_tokenizer(_texts(run.data), kept, base)
+    tokenizer = Tokenizer.load(run.tokenizer, base)
+    tokenizer.save(kept)
+    return tokenizer
+
+
+def _texts(config: DataConfig) -> list[str]:
+    """Questions, options and answers of the first records of every source."""
+    texts = []
+    for source in config.sources:
+        records = open_source(source)
+        for index in range(min(len(records), TEXT_RECORDS)):
+            for message in records[index].messages:
+                texts += [message.question, message.answer, *message.options]
+    return texts
+
+

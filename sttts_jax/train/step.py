@@ -1,0 +1,111 @@
+"""One update: gradients of sums over micro-batches, one division by global sums, clip and AdamW per group, a guard against NaN."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sttts_jax.models.vlm import Batch, Vlm, VlmLoss
+from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.train.config import RunConfig
+from sttts_jax.train.optimizer import Optimizer, all_finite, guarded_update
+from sttts_jax.train.state import TrainState
+
+HISTOGRAM_BINS = 20
+
+
+def train_step(
+    run: RunConfig, model: Vlm, optimizer: Optimizer, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """(new state, metrics). loss = sum(w (ce + z)) / sum(w) + c * sum(aux) / count(aux), both over the global batch.
+
+    A step whose loss or gradients are not finite changes neither parameters nor moments, and is counted.
+    """
+    key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+    weight = jnp.sum(jnp.maximum(batch["weights"], 0.0))
+    cells = _aux_cells(model, batch)
+
+    def loss(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, VlmLoss]:
+        select, dropout = jax.random.split(key)
+        out = model.apply({"params": params}, part, select, False, method="loss", rngs={"dropout": dropout})
+        task = (out.task.cross_entropy + run.loss.z_loss * out.task.z) / jnp.maximum(weight, 1e-9)
+        return task + run.pruning.aux_weight * out.aux / jnp.maximum(cells, 1.0), out
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    (total, out), grads = _accumulate(grad, state.params, batch, key, run.loss.accumulate)
+    norms = optimizer.norms(grads)
+    finite = all_finite(total, norms)
+    step = state.step + 1
+    params, opt = guarded_update(optimizer, grads, state.opt, state.params, step, finite)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    new = TrainState(step, skipped, state.all_skipped + ~finite, params, opt)
+    metrics = _metrics(model, batch, out, norms) | {"loss": total, "skipped_in_row": skipped, "skipped": new.all_skipped}
+    return new, metrics
+
+
+def _aux_cells(model: Vlm, batch: Batch) -> jax.Array:
+    """How many cells the temporal loss counts in the whole batch; known before any micro-batch is run."""
+    rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+    counted = rows.video if model.prune.across_items else rows.video & ~rows.first
+    return jnp.sum(counted[:, 1:]).astype(jnp.float32) * model.cfg.vit.cells
+
+
+def _accumulate(grad: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> tuple[tuple[jax.Array, VlmLoss], Any]:
+    """Sums over `parts` micro-batches of rows; per-row outputs are put together again."""
+    if parts == 1:
+        return grad(params, batch, key)
+    # Rows are dealt out in turn, so that every micro-batch has rows of every shard of a data-parallel mesh.
+    split = {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+
+    def one(sums: Any, inputs: Any) -> tuple[Any, Any]:
+        (value, out), grads = grad(params, inputs[0], inputs[1])
+        summed = (value, out.task, out.aux, out.aux_count, grads)
+        return jax.tree.map(jnp.add, sums, summed), (out.kept, out.scores)
+
+    inputs = (split, jax.random.split(key, parts))
+    shapes = jax.eval_shape(lambda i: one_sums(grad, params, i), jax.tree.map(lambda x: x[0], inputs))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (value, task, aux, count, grads), (kept, scores) = jax.lax.scan(one, zeros, inputs)
+
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    return (value, VlmLoss(task, aux, count, join(kept), None if scores is None else join(scores))), grads
+
+
+def one_sums(grad: Any, params: Any, inputs: Any) -> Any:
+    """What a micro-batch adds up: for shapes only."""
+    (value, out), grads = grad(params, *inputs)
+    return value, out.task, out.aux, out.aux_count, grads
+
+
+def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+    task, cells = out.task, model.cfg.vit.cells
+    weight = jnp.maximum(task.weight, 1e-9)
+    later = rows.video & ~rows.first
+    share = out.kept.sum(axis=-1) / cells  # [B, F]
+    mean = jnp.sum(share * later) / jnp.maximum(jnp.sum(later), 1)
+    frames = jnp.sum(rows.valid)
+    visual = jnp.sum(out.kept)
+    tokens = jnp.sum(batch["example"] >= 0) - jnp.sum(batch["cells"] >= 0) + visual
+    metrics = {
+        "loss_task": task.cross_entropy / weight,
+        "loss_z": task.z / weight,
+        "accuracy_tokens": task.correct / jnp.maximum(task.tokens, 1),
+        "kept/share": visual / jnp.maximum(frames * cells, 1),
+        "kept/later_mean": mean,
+        "kept/later_std": jnp.sqrt(jnp.sum(jnp.square(share - mean) * later) / jnp.maximum(jnp.sum(later), 1)),
+        "kept/later_min": jnp.min(jnp.where(later, share, 1.0)),
+        "kept/later_max": jnp.max(jnp.where(later, share, 0.0)),
+        "fill/tokens": tokens / (batch["tokens"].shape[0] * model.length),
+        "fill/cells": visual / (batch["tokens"].shape[0] * model.capacity),
+        "count/tokens": tokens,
+        "count/frames": frames,
+        **{f"grad_norm/{name}": norm for name, norm in norms.items()},
+    }
+    if out.scores is not None:
+        metrics["loss_aux"] = out.aux / jnp.maximum(out.aux_count, 1.0)
+        weights = jnp.broadcast_to(later[..., None], out.scores.shape)
+        metrics["scores"] = jnp.histogram(out.scores, HISTOGRAM_BINS, (0.0, 1.0), weights=weights.astype(jnp.float32))[0]
+    return metrics

@@ -1,0 +1,168 @@
+"""The whole input pipeline on made-up clips: order, resuming, sharing, bad records."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sttts_jax.data.config import DataConfig, Source, data_config
+from sttts_jax.data.pipeline import Batches, train_batches
+from sttts_jax.data.reader import TooManyBadRecords
+from sttts_jax.data.schema import check_batch
+from sttts_jax.data.sources.encode import encode_mp4
+from sttts_jax.data.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def config(data_dir: str) -> DataConfig:
+    return data_config(
+        sources=(("shapes_video_qa", 1.0, "train", data_dir),),
+        image_size=24,
+        frames_per_row=18,
+        items_per_row=3,
+        row_length=1500,
+        rows=2,
+        max_messages=3,
+        packing_rows=3,
+    )
+
+
+def _same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    return one.keys() == two.keys() and all(np.array_equal(one[k], two[k]) for k in one)
+
+
+def _take(batches: Batches, count: int) -> list[dict[str, np.ndarray]]:
+    return [next(batches) for _ in range(count)]
+
+
+def _videos(batches: list[dict[str, np.ndarray]]) -> list[bytes]:
+    """A fingerprint of every video that came by: its frames in full."""
+    found = []
+    for batch in batches:
+        for frames, item in zip(batch["frames"], batch["frame_item"], strict=True):
+            found += [frames[item == v].tobytes() for v in range(item.max() + 1)]
+    return found
+
+
+def test_batches_keep_the_contract(config: DataConfig, tokenizer: Tokenizer) -> None:
+    batches = train_batches(config, tokenizer)
+    for batch in _take(batches, 4):
+        check_batch(batch, config.row_shape)
+        assert len(batch["tokens"]) == 2 and batch["weights"].sum() > 0
+    stats = batches.stats()
+    assert stats["bad_records"] == 0 and 0.5 < stats["fill_frames"] <= 1 and 0 < stats["fill_tokens"] <= 1
+
+
+def test_the_order_depends_on_the_seed_alone(config: DataConfig, tokenizer: Tokenizer) -> None:
+    first = _take(train_batches(config, tokenizer), 3)
+    for same in (replace(config, threads=4, prefetch=1), replace(config, cache=True)):
+        assert all(_same(a, b) for a, b in zip(first, _take(train_batches(same, tokenizer), 3), strict=True))
+    other = _take(train_batches(replace(config, seed=1), tokenizer), 3)
+    assert not any(_same(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("done", [0, 1, 4, 7])
+def test_resuming_is_exact(config: DataConfig, tokenizer: Tokenizer, done: int) -> None:
+    whole = train_batches(config, tokenizer)
+    _take(whole, done)
+    state = json.loads(json.dumps(whole.get_state()))
+    expected = _take(whole, 5)
+    resumed = train_batches(config, tokenizer)
+    _take(resumed, 2)  # wherever it stood
+    resumed.set_state(state)
+    assert all(_same(a, b) for a, b in zip(expected, _take(resumed, 5), strict=True))
+
+
+def test_a_state_of_another_run_is_refused(config: DataConfig, tokenizer: Tokenizer) -> None:
+    state = train_batches(config, tokenizer).get_state()
+    for other in (replace(config, seed=5), replace(config, sources=(replace(config.sources[0], split="test"),))):
+        with pytest.raises(ValueError, match="the saved data position has"):
+            train_batches(other, tokenizer).set_state(state)
+    with pytest.raises(ValueError, match="shard_count=1 and this run 2"):
+        train_batches(config, tokenizer, shard_count=2).set_state(state)
+
+
+def test_an_epoch_holds_every_clip_once(config: DataConfig, tokenizer: Tokenizer) -> None:
+    """24 clips in rows of two, six rows side by side: two epochs are exactly 24 rows, each epoch the first 12."""
+    lone = replace(config, items_per_row=2, frames_per_row=16, packing_rows=12, rows=12)
+    first, second = (_videos(b) for b in np.array_split(_take(train_batches(lone, tokenizer), 2), 2))
+    assert len(first) == len(set(first)) == 24 and set(first) == set(second)
+    assert first != second  # another order
+
+
+def test_shares_are_disjoint_and_together_whole(config: DataConfig, tokenizer: Tokenizer) -> None:
+    lone = replace(config, items_per_row=2, frames_per_row=16, packing_rows=6, rows=12)
+    shares = [_videos(_take(train_batches(lone, tokenizer, shard_index=i, shard_count=2), 1)) for i in (0, 1)]
+    assert [len(s) for s in shares] == [12, 12] and len(set(shares[0]) | set(shares[1])) == 24
+    with pytest.raises(ValueError, match="rows=12 cannot be divided among 5"):
+        train_batches(lone, tokenizer, shard_count=5)
+    with pytest.raises(ValueError, match="shard_index=2 must be"):
+        train_batches(lone, tokenizer, shard_index=2, shard_count=2)
+
+
+def test_messages_are_drawn_anew_each_epoch(config: DataConfig, tokenizer: Tokenizer) -> None:
+    one = replace(config, sources=(replace(config.sources[0], split="validation"),), max_messages=2, items_per_row=1)
+    texts = [
+        tuple(row[row > 0].tolist()) for batch in _take(train_batches(one, tokenizer), 8) for row in batch["tokens"]
+    ]
+    assert len(set(texts)) > 8  # 16 visits of 4 clips
+
+
+def _jsonl(folder: Path, videos: list[str]) -> str:
+    lines = [{"video": v, "messages": [{"question": f"Q{i}", "answer": "B"}]} for i, v in enumerate(videos)]
+    file = folder / "set.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    return f"jsonl:{file}"
+
+
+def test_bad_records_are_counted_named_once_and_skipped(
+    config: DataConfig, tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "good.mp4").write_bytes(encode_mp4(np.zeros((8, 16, 16, 3), np.uint8), 8))
+    name = _jsonl(tmp_path, ["good.mp4"] * 15 + ["gone.mp4"])
+    mixed = replace(config, sources=(Source(name),), bad_share=0.5, rows=8)
+    batches = train_batches(mixed, tokenizer)
+    with caplog.at_level(logging.WARNING, "sttts_jax.data"):
+        for batch in _take(batches, 4):
+            check_batch(batch, mixed.row_shape)
+    stats = batches.stats()
+    assert stats["bad_records"] >= 4 and 12 < stats["records"] / stats["bad_records"] < 20
+    warnings = [r.getMessage() for r in caplog.records]
+    assert len(warnings) == 1 and "[15]" in warnings[0] and warnings[0].endswith("gone.mp4: no such file")
+
+
+def test_too_many_bad_records_stop_the_run(config: DataConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "good.mp4").write_bytes(encode_mp4(np.zeros((8, 16, 16, 3), np.uint8), 8))
+    name = _jsonl(tmp_path, ["good.mp4", "gone.mp4"])
+    with pytest.raises(TooManyBadRecords, match=r"of 2\d records are unusable, more than bad_share=0.1; mend the data"):
+        _take(train_batches(replace(config, sources=(Source(name),)), tokenizer), 50)
+
+
+def test_an_example_that_no_row_holds_is_a_bad_record(config: DataConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "set.jsonl").write_text(json.dumps({"messages": [{"question": "x " * 9000, "answer": "B"}]}))
+    long = replace(config, sources=(Source(f"jsonl:{tmp_path}/set.jsonl"),))
+    with pytest.raises(TooManyBadRecords, match="ends after the 1500 tokens of a row; raise row_length"):
+        next(train_batches(long, tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"sources": ()}, "data.sources is empty"),
+        ({"sources": (("shapes_video_qa", 0.0),)}, "has weight 0.0"),
+        ({"fraction": "1.5"}, "pruned_fraction=1.5"),
+        ({"rows": 0}, "data.rows=0 must be a whole number from 1 up"),
+        ({"rows": 2.0}, "data.rows=2.0 must be a whole number"),
+        ({"max_fps": 0}, "data.max_fps=0 must be positive"),
+        ({"bad_share": 2}, "data.bad_share=2 must be a share"),
+        ({"max_frames": 99}, "data.frames_per_row=18 cannot hold max_frames=99"),
+        ({"row_length": 300}, "data.row_length=300 has no room for text beside the 340 vision tokens"),
+        ({"frames": 3}, "data has no setting frames; known are sources, max_frames"),
+    ],
+)
+def test_settings_that_cannot_work(config: DataConfig, setting: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data_config(**{**{k: v for k, v in vars(config).items()}, **setting})

@@ -1,0 +1,203 @@
+"""Sampling times and decoding, on files made here."""
+
+import io
+import tracemalloc
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sttts_jax.data.sources.encode import encode_mp4
+from sttts_jax.data.video import VideoError, decode, probe, sample_times
+from sttts_jax.data.video_stream import orient
+
+
+@pytest.mark.parametrize(
+    ("duration", "max_frames", "count"),
+    [(0.033, 128, 2), (0.3, 128, 2), (0.5, 128, 2), (1, 128, 3), (3, 128, 7), (10, 128, 21)]
+    + [(63.5, 128, 128), (63.6, 128, 128), (191.5, 384, 384), (191.6, 384, 384), (600, 384, 384), (0, 8, 1), (9, 1, 1)],
+)
+def test_sample_times_vectors(duration: float, max_frames: int, count: int) -> None:
+    times = sample_times(duration, max_frames, 2)
+    assert len(times) == count and times[0] == 0 and (times[-1] == duration or max_frames == 1)
+    if duration in (63.5, 191.5, 10):
+        assert np.array_equal(times, np.arange(count) / 2)
+    if duration in (63.6, 191.6, 600):
+        assert np.allclose(np.diff(times), duration / (count - 1))
+
+
+@given(st.floats(0.001, 5000), st.integers(1, 400), st.one_of(st.none(), st.floats(0.1, 30)))
+def test_sample_times_properties(duration: float, max_frames: int, max_fps: float | None) -> None:
+    times = sample_times(duration, max_frames, max_fps)
+    assert 1 <= len(times) <= max_frames and times[0] == 0
+    assert max_frames == 1 or times[-1] == duration
+    assert (np.diff(times) > 0).all() and (max_fps is None or (np.diff(times)[:-1] > 0.999 / max_fps).all())
+
+
+def test_sampling_nonsense_is_refused() -> None:
+    for arguments in ((1, 0, 2), (1, 4, 0), (-1, 4, 2), (float("nan"), 4, 2)):
+        with pytest.raises(ValueError, match="cannot sample"):
+            sample_times(*arguments)
+
+
+def _numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frames that say their number in six black or white bars, and whose corner is red."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    for number in range(count):
+        for bit in range(8):
+            frames[number, :, bit * 8 : bit * 8 + 8] = 255 * (number >> bit & 1)
+    frames[:, : height // 3] = (200, 30, 30)
+    return frames
+
+
+def _read(frame: np.ndarray) -> int:
+    middle = frame[frame.shape[0] * 2 // 3]
+    return sum(int(middle[bit * 8 + 4].mean() > 128) << bit for bit in range(8))
+
+
+def _vfr(pts: list[int], rate: int = 1000, gop: int = 12) -> bytes:
+    """A video whose frame i appears at pts[i] / rate seconds, with B frames."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "10", "g": str(gop), "bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, rate)
+        for at, pixels in zip(pts, _numbered(len(pts)), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = at, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("max_frames", [2, 5, 17, 50])
+def test_the_frame_on_screen_is_taken(max_frames: int) -> None:
+    rng = np.random.default_rng(max_frames)
+    pts = np.cumsum(rng.integers(5, 300, 60))
+    data = _vfr((pts - pts[0]).tolist())
+    video = decode(data, max_frames=max_frames, max_fps=None, size=None)
+    seconds = probe(data).seconds()
+    assert np.allclose(seconds, (pts - pts[0]) / 1000, atol=1e-3)
+    asked = np.clip(video.times, 1e-6, video.duration - 1e-6)
+    assert [_read(f) for f in video.frames] == [int((seconds <= t + 1e-7).sum()) - 1 for t in asked]
+
+
+def test_clip_times_start_at_the_clip() -> None:
+    data = encode_mp4(_numbered(100), 10)
+    video = decode(data, max_frames=99, max_fps=2, size=None, start=3.0, end=5.2)
+    assert video.times.tolist() == [0, 0.5, 1, 1.5, 2, pytest.approx(2.2)] and video.duration == pytest.approx(2.2)
+    assert [_read(f) for f in video.frames] == [30, 35, 40, 45, 50, 52]
+    assert decode(data, max_frames=4, max_fps=2, size=None, start=9).duration == pytest.approx(1)
+    assert decode(data, max_frames=4, max_fps=2, size=None, end=99).duration == pytest.approx(10)
+
+
+def test_a_late_first_frame_is_time_zero() -> None:
+    pts = [700 + 100 * i for i in range(20)]
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for at, pixels in zip(pts, _numbered(20), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = at, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    video = decode(file.getvalue(), max_frames=9, max_fps=2, size=None)
+    assert [_read(f) for f in video.frames][:4] == [0, 5, 10, 15] and video.duration == pytest.approx(2.0, abs=0.11)
+
+
+def test_path_and_bytes_agree_and_size_resizes(tmp_path: Path) -> None:
+    data = encode_mp4(_numbered(20), 8)
+    (tmp_path / "a.mp4").write_bytes(data)
+    one = decode(tmp_path / "a.mp4", max_frames=6, max_fps=4, size=(30, 20))
+    two = decode(data, max_frames=6, max_fps=4, size=(30, 20))
+    assert one.frames.shape == (6, 30, 20, 3) and np.array_equal(one.frames, two.frames)
+
+
+def test_memory_does_not_grow_with_the_video() -> None:
+    """800 pictures of 230 kB, four wanted."""
+    still = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+    data = encode_mp4(np.broadcast_to(still, (800, *still.shape)), 25)
+    tracemalloc.start()
+    decode(data, max_frames=4, max_fps=None, size=(32, 32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([[1, 0], [0, 1]], [[1, 2, 3], [4, 5, 6]]),
+        ([[-1, 0], [0, -1]], [[6, 5, 4], [3, 2, 1]]),
+        ([[-1, 0], [0, 1]], [[3, 2, 1], [6, 5, 4]]),  # mirror
+        ([[0, 1], [-1, 0]], [[4, 1], [5, 2], [6, 3]]),  # a quarter turn clockwise
+        ([[0, -1], [1, 0]], [[3, 6], [2, 5], [1, 4]]),
+        ([[0, 1], [1, 0]], [[1, 4], [2, 5], [3, 6]]),  # turn and mirror
+    ],
+)
+def test_display_matrix(matrix: list[list[int]], expected: list[list[int]]) -> None:
+    full = np.zeros((3, 3), np.int32)
+    full[:2, :2] = np.asarray(matrix) * 65536
+    picture = np.asarray([[1, 2, 3], [4, 5, 6]], np.uint8)[..., None]
+    assert orient(picture, full, "x")[..., 0].tolist() == expected
+
+
+def test_oblique_display_matrix_is_refused() -> None:
+    oblique = np.asarray([[46341, 46341, 0], [-46341, 46341, 0], [0, 0, 1]], np.int32)
+    with pytest.raises(VideoError, match="not a multiple of 90 degrees"):
+        orient(np.zeros((2, 2, 3), np.uint8), oblique, "x")
+
+
+def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
+    whole = encode_mp4(_numbered(100), 10)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video " * 50)
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    cases = {
+        tmp_path / "none.mp4": "none.mp4: no such file",
+        tmp_path: "is not a file",
+        tmp_path / "empty.mp4": "empty.mp4: is empty",
+        tmp_path / "text.mp4": "text.mp4: cannot be opened as a video .Invalid data",
+        tmp_path / "cut.mp4": "cut.mp4: cannot be opened as a video",
+        b"": "is empty",
+    }
+    for source, message in cases.items():
+        with pytest.raises(VideoError, match=message) as caught:
+            decode(source, max_frames=4, max_fps=2, size=None)
+        assert "\n" not in str(caught.value)
+    for start, end in ((10, None), (5, 5), (-1, 3), (6, 2)):
+        with pytest.raises(VideoError, match="the clip from .* is empty or outside of the video's 10.000 s"):
+            decode(whole, max_frames=4, max_fps=2, size=None, start=start, end=end, name="x")
+
+
+def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
+    """The index of a streamable mp4 comes first, so cutting the file leaves it readable."""
+    file = str(tmp_path / "whole.mp4")
+    noise = np.random.default_rng(1).integers(0, 256, (60, 48, 64, 3), dtype=np.uint8)
+    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for pixels in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = Path(file).read_bytes()
+    assert decode(data, max_frames=4, max_fps=2, size=None).duration == 6
+    with pytest.raises(VideoError, match=r"is cut short, its header promises 6.00 s"):
+        decode(data[: len(data) * 2 // 3], max_frames=4, max_fps=2, size=None)
+
+
+def test_sound_alone_and_pictures_alone_are_no_videos() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(VideoError, match="holds no video stream, only audio"):
+        decode(file.getvalue(), max_frames=4, max_fps=2, size=None)

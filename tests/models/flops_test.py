@@ -1,0 +1,111 @@
+"""FLOP counts: against XLA's own count of the real modules, against known figures, and pairs against the dense mask."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sttts_jax.models import flops
+from sttts_jax.models.config import ConnectorConfig, LlmConfig, VlmConfig
+from sttts_jax.models.connector import Connector
+from sttts_jax.models.llm import Llm
+from sttts_jax.models.presets import preset
+from sttts_jax.ops.attention import RowRule, mask_rows
+
+MOLMO = preset("molmo2-4b")
+
+
+def _row(frames: int, kept: list[float] | None, text: int = 200) -> flops.RowFlops:
+    """A video of `frames` frames and `text` text tokens, causal, without the head."""
+    tokens = text + (frames * 81 if kept is None else sum(kept))
+    return flops.row_flops(
+        MOLMO, frames=frames, kept_cells=kept, tokens=tokens, pairs=flops.example_pairs(int(tokens)), loss_tokens=0
+    )
+
+
+def test_known_figures_of_the_4b_model() -> None:
+    vit = MOLMO.vit
+    assert round(vit.layers * flops.vit_block_flops(vit, 729, 729**2) / 1e9) == 616
+    assert round(_row(1, None).connector / 1e9) == 16
+    assert round(flops.llm_flops(MOLMO.llm, 1, 0) / 1e9, 2) == 7.27
+    row = _row(64, None)
+    assert round(row.vit_head / 1e12, 1) == pytest.approx(39.5, abs=0.1)
+    assert round(row.llm / 1e12, 1) == 47.7
+
+
+@pytest.mark.parametrize(("drop", "vit", "llm", "total"), [(0.3, 1.34, 1.48, 1.42), (0.5, 1.72, 2.11, 1.91)])
+def test_known_speed_limits_of_pruning(drop: float, vit: float, llm: float, total: float) -> None:
+    survivors = 64 * 81 - int(64 * 81 * drop)
+    kept = [81.0] + [(survivors - 81) / 63] * 63
+    full, pruned = _row(64, None), _row(64, kept)
+    tower = lambda row: row.vit_head + row.vit_tail  # noqa: E731
+    assert tower(full) / tower(pruned) == pytest.approx(vit, abs=0.015)
+    assert full.llm / pruned.llm == pytest.approx(llm, abs=0.015)
+    assert full.total / (pruned.total - pruned.scorer) == pytest.approx(total, abs=0.015)
+    assert pruned.scorer / pruned.total < 0.02
+
+
+def _counted(f, *args) -> float:
+    return jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+
+
+def test_the_language_model_costs_what_xla_counts() -> None:
+    cfg = LlmConfig(width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp=384, vocab=512)
+    model, zero = Llm(cfg, scan=False), jnp.zeros((1, 64), jnp.int32)
+    x, rule = jnp.zeros((1, 64, 128)), RowRule.of(zero > 0, zero)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), x, zero, rule))
+    # The plain kernel computes all 64 x 64 pairs; norms, rope and softmax are what the arithmetic leaves out.
+    want = flops.llm_flops(cfg, 64, 64 * 64)
+    assert want <= _counted(lambda p, x: model.apply(p, x, zero, rule)[0], params, x) <= 1.12 * want
+    hidden = jnp.zeros((64, 128))
+    assert _counted(lambda p, h: model.apply(p, h, method="logits"), params, hidden) == flops.head_flops(cfg, 64)
+
+
+def test_the_connector_costs_what_xla_counts() -> None:
+    cfg, windows = ConnectorConfig(width=64, heads=4, head_dim=16, mlp=128), jnp.zeros((40, 9, 128))
+    model = Connector(cfg, 96)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), windows))
+    want = flops.connector_flops(cfg, 128, 96, 40, 9)
+    assert want <= _counted(model.apply, params, windows) <= 1.05 * want
+
+
+def test_without_pruning_there_is_no_tail_and_no_scorer() -> None:
+    tiny = preset("tiny")
+    row = flops.row_flops(tiny, frames=4, kept_cells=None, tokens=80, pairs=3000, loss_tokens=5)
+    assert row.scorer == row.vit_tail == 0
+    whole = flops.row_flops(tiny, frames=4, kept_cells=[16] * 4, tokens=80, pairs=3000, loss_tokens=5)
+    assert whole.vit_head + whole.vit_tail == row.vit_head
+    assert whole.total - whole.scorer == row.total
+
+
+def test_training_is_three_passes_and_four_with_full_remat() -> None:
+    assert [flops.train_factor(name) for name in ("none", "dots", "full")] == [3, 3, 4]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_pairs_of_a_row_equal_the_dense_mask(data: st.DataObject) -> None:
+    lists = lambda values: st.lists(values, min_size=30, max_size=30)  # noqa: E731
+    example = np.sort(data.draw(lists(st.integers(0, 2))))
+    example[30 - data.draw(st.integers(0, 5)) :] = -1
+    vision = np.asarray(data.draw(lists(st.booleans())))
+    segment = np.asarray(data.draw(lists(st.sampled_from([0, 1, 10_000]))))
+    rule = RowRule.of(*(jnp.asarray(x)[None] for x in (vision, example, segment)))
+    assert flops.row_pairs(vision, example, segment) == int(mask_rows(rule, rule).sum())
+
+
+def test_pairs_of_one_example_need_only_its_counts() -> None:
+    vision = np.asarray([0, 1, 1, 0, 1, 1, 0]) > 0
+    zero = np.zeros(7, np.int32)
+    assert flops.example_pairs(7, 4) == flops.row_pairs(vision, zero, zero) == 34
+
+
+def test_analytic_parameters_follow_the_block_kind() -> None:
+    tiny = preset("tiny")
+    olmo = VlmConfig(tiny.vit, tiny.connector, dataclasses.replace(tiny.llm, qk_norm="full", tied=False))
+    assert flops.llm_parameters(olmo.llm) == flops.llm_parameters(tiny.llm) + 4 * (128 + 64 - 2 * 32) + 512 * 128

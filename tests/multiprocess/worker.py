@@ -1,0 +1,133 @@
+"""One of several processes of 4 CPU devices each; tests/multiprocess/processes_test.py starts them.
+
+Arguments: case, process, processes, port, directory. Ends with exit code 0 when everything it asserts holds.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_PLATFORMS"] = "cpu"
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sttts_jax.ckpt.manager import CheckpointConfig, Manager
+from sttts_jax.ckpt.meta import build_meta
+from sttts_jax.distributed import DistributedConfig, barrier, init
+from sttts_jax.mesh import DataLayout, make_mesh
+from sttts_jax.sharding import NamedSharding, PartitionSpec
+
+
+def rows_come_from_the_mesh() -> None:
+    """Whatever the mesh, the global batch is the same rows; a tensor axis over both processes makes both load all."""
+    whole = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
+    cases = (({"data": 8}, 2), ({"data": 2, "tensor": 4}, 2), ({"fsdp": 4, "tensor": 2}, 2), ({"tensor": 8}, 1))
+    for axes, shards in cases:
+        layout = DataLayout(make_mesh(axes))
+        assert layout.shard_count == shards, (axes, layout.shard_count)
+        count = layout.rows_per_process(8)
+        mine = whole[layout.shard_index * count :][:count]
+        batch = jax.make_array_from_process_local_data(layout.sharding(), mine, global_shape=whole.shape)
+        total = jax.jit(lambda x: (x * jnp.arange(8.0)[:, None]).sum())(batch)
+        assert float(total) == float((whole * np.arange(8.0)[:, None]).sum()), axes
+        for shard in batch.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[shard.index])
+
+
+def barriers_have_deadlines(process: int) -> None:
+    """Everybody comes, or TimeoutError says who waited where."""
+    barrier("all", timeout_s=30)
+    if process == 0:
+        try:
+            barrier("late", timeout_s=0.5)
+        except TimeoutError as error:
+            assert "process 0 of 2" in str(error) and "'late'" in str(error)
+        else:
+            raise AssertionError("the barrier let a lone process through")
+    else:
+        time.sleep(2)
+
+
+def _state(mesh: jax.sharding.Mesh, value: float) -> Any:
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    make = jax.jit(lambda: jnp.arange(16.0) * value, out_shardings=split)
+    return {"w": make()}, {"m": make()}
+
+
+def _meta(layout: DataLayout, step: int) -> dict[str, Any]:
+    return build_meta(step=step, config={"a": 1}, data_layout=layout.describe(), counters={})
+
+
+def saves_and_falls_back(process: int, directory: str) -> None:
+    """Both processes write one checkpoint; after damage both go back to the same step, also on another mesh."""
+    mesh = make_mesh({"fsdp": 8})
+    layout = DataLayout(mesh)
+    manager = Manager(directory, CheckpointConfig(every=1))
+    for step in (1, 2):
+        manager.save(step, *_state(mesh, step), None, _meta(layout, step))
+    manager.close()
+    barrier("saved", timeout_s=60)
+    if process == 0:
+        next((Path(directory) / "2" / "params" / "d").iterdir()).write_bytes(b"")
+    barrier("damaged", timeout_s=60)
+    other = make_mesh({"data": 2, "fsdp": 4})
+    split = NamedSharding(other, PartitionSpec("fsdp"))
+    target = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split)
+    manager = Manager(directory, CheckpointConfig(every=1))
+    layout = DataLayout(other)
+    found = manager.restore_latest({"w": target}, {"m": target}, None, config={"a": 1}, layout=layout.describe())
+    assert found is not None and found.step == 1 and manager.steps == [1]
+    for shard in found.params["w"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, np.arange(16.0)[shard.index])
+    manager.save(2, found.params, found.opt, None, _meta(layout, 2))
+    manager.close()
+    assert manager.steps == [1, 2]
+
+
+def preempted_together(process: int, directory: str) -> None:
+    """SIGTERM reaches process 0 only; both save the same step and stop."""
+    mesh = make_mesh({"fsdp": 8})
+    layout, manager = DataLayout(mesh), Manager(directory, CheckpointConfig(every=10**6))
+    state = _state(mesh, 1.0)
+    step_function = jax.jit(lambda tree: jax.tree.map(lambda x: x + jnp.sum(x) * 0 + 1, tree))
+    if process == 0:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory).parent / "pid").write_text(str(os.getpid()))
+    for step in range(1, 100_000):
+        manager.check()
+        state = jax.block_until_ready(step_function(state))
+        if manager.preempted(step):
+            manager.save(step, *state, None, _meta(layout, step))
+            break
+        time.sleep(0.01)
+    manager.close()
+    print(f"stopped at {step} with {manager.steps}", flush=True)
+    assert manager.steps == [step]
+
+
+def main() -> None:
+    case, port, directory = sys.argv[1], sys.argv[4], sys.argv[5]
+    process, processes = int(sys.argv[2]), int(sys.argv[3])
+    init(DistributedConfig(processes, f"127.0.0.1:{port}", process, timeout_s=60))
+    assert jax.process_count() == processes and jax.device_count() == 4 * processes
+    if case == "rows":
+        rows_come_from_the_mesh()
+    elif case == "barriers":
+        barriers_have_deadlines(process)
+    elif case == "checkpoint":
+        saves_and_falls_back(process, directory)
+    elif case == "preemption":
+        preempted_together(process, directory)
+    else:
+        raise ValueError(f"unknown case {case}")
+    print(f"process {process}: {case} ok", flush=True)
+
+
+if __name__ == "__main__":
+    main()

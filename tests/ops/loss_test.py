@@ -1,0 +1,85 @@
+"""The loss: formula, chunks equal to the whole, memory of a long row, weights and padding."""
+
+import re
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sttts_jax.ops.loss import cross_entropy_sums, head_loss
+
+
+def _inputs(length: int = 23) -> tuple[jax.Array, ...]:
+    rng = np.random.default_rng(0)
+    hidden, head = rng.standard_normal((2, length, 8)), rng.standard_normal((50, 8))
+    targets, weights = rng.integers(0, 50, (2, length)), np.maximum(rng.standard_normal((2, length)), 0)
+    return tuple(jnp.asarray(x, jnp.int32 if x is targets else jnp.float32) for x in (hidden, head, targets, weights))
+
+
+def test_sums_are_the_formula() -> None:
+    hidden, head, targets, weights = _inputs()
+    logits = np.asarray(hidden @ head.T, np.float64)
+    total = np.log(np.exp(logits).sum(-1))
+    chosen = np.take_along_axis(logits, np.asarray(targets)[..., None], -1)[..., 0]
+    sums = cross_entropy_sums(jnp.asarray(logits), targets, weights)
+    np.testing.assert_allclose(sums.cross_entropy, (weights * (total - chosen)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.z, (weights * total**2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.weight, weights.sum(), rtol=1e-6)
+    assert sums.tokens == (weights > 0).sum()
+    assert sums.correct == ((logits.argmax(-1) == targets) & (weights > 0)).sum()
+    want = ((weights * (total - chosen + 0.1 * total**2)).sum()) / weights.sum()
+    np.testing.assert_allclose(sums.mean(0.1), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23, 64])
+def test_chunks_equal_the_whole_forward_and_gradient(chunk: int) -> None:
+    hidden, head, targets, weights = _inputs()
+    whole = lambda h, t: cross_entropy_sums(h @ t.T, targets, weights)  # noqa: E731
+    parts = lambda h, t: head_loss(h, t, targets, weights, chunk=chunk)  # noqa: E731
+    for got, want in zip(jax.jit(parts)(hidden, head), jax.jit(whole)(hidden, head), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+    grads = [jax.jit(jax.grad(lambda *a: f(*a).mean(1e-4), (0, 1)))(hidden, head) for f in (parts, whole)]  # noqa: B023
+    for got, want in zip(*grads, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_positions_without_weight_do_not_count_whatever_they_hold() -> None:
+    hidden, head, targets, weights = _inputs()
+    off = weights == 0
+    other = head_loss(hidden, head, jnp.where(off, 10_000, targets), jnp.where(off, -1.0, weights))
+    for got, want in zip(other, head_loss(hidden, head, targets, weights), strict=True):
+        np.testing.assert_array_equal(got, want)
+    nothing = head_loss(hidden, head, targets, jnp.zeros_like(weights))
+    assert nothing.mean(1e-4) == 0.0
+
+
+def test_sums_of_two_batches_add_up() -> None:
+    hidden, head, targets, weights = _inputs()
+    rows = [head_loss(hidden[i : i + 1], head, targets[i : i + 1], weights[i : i + 1]) for i in range(2)]
+    both = head_loss(hidden, head, targets, weights)
+    np.testing.assert_allclose(jax.tree.map(jnp.add, *rows).mean(1e-4), both.mean(1e-4), rtol=1e-6)
+
+
+def test_bfloat16_states_give_float32_sums_and_a_float32_head_gradient() -> None:
+    hidden, head, targets, weights = _inputs()
+    low = hidden.astype(jnp.bfloat16)
+    loss, grad = jax.value_and_grad(lambda t: head_loss(low, t, targets, weights, chunk=4).mean())(head)
+    assert loss.dtype == grad.dtype == jnp.float32
+    np.testing.assert_allclose(loss, head_loss(hidden, head, targets, weights).mean(), rtol=2e-2)
+
+
+def test_logits_of_the_whole_row_never_exist() -> None:
+    length, vocab, chunk = 2048, 4096, 128
+    shapes = [((1, length, 8), jnp.float32), ((vocab, 8), jnp.float32)]
+    arrays = [jax.ShapeDtypeStruct(*s) for s in (*shapes, ((1, length), jnp.int32), ((1, length), jnp.float32))]
+    step = jax.grad(lambda h, t, y, w: head_loss(h, t, y, w, chunk=chunk).mean(1e-4), (0, 1))
+    text = jax.jit(step).lower(*arrays).compile().as_text()
+    sizes = [prod(int(n) for n in dims.split(",")) for dims in re.findall(r"\w\d*\[([\d,]+)\]", text)]
+    assert chunk * vocab <= max(sizes) < length * vocab // 4
+
+
+def test_a_chunk_must_hold_something() -> None:
+    with pytest.raises(ValueError, match="positive number of positions"):
+        head_loss(*_inputs(), chunk=0)

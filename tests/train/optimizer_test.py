@@ -1,0 +1,196 @@
+"""Every number of the optimizer against a formula written by hand in numpy."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sttts_jax.mesh import make_mesh
+from sttts_jax.sharding import PartitionSpec, shardings_of
+from sttts_jax.train.optimizer import (
+    VLM_LABELS,
+    GroupConfig,
+    OptimizerConfig,
+    all_finite,
+    guarded_update,
+    learning_rates,
+    make_optimizer,
+    without_group,
+)
+from sttts_jax.trees import label_leaves, named_leaves
+
+GROUPS = {
+    "llm": GroupConfig(peak_lr=1e-2, warmup=4, weight_decay=0.1),
+    "vit": GroupConfig(peak_lr=5e-3, warmup=0, clip_norm=0.0),
+}
+LABELS = ((r"llm/.*", "llm"), (r"vit/.*", "vit"))
+
+
+def config(**changes: Any) -> OptimizerConfig:
+    defaults: dict[str, Any] = {"total_steps": 20, "groups": GROUPS, "labels": LABELS, "frozen": (r"llm/embedding",)}
+    return OptimizerConfig(**(defaults | changes))
+
+
+def tree(seed: int, scale: float = 1.0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+
+    def leaf(*shape: int) -> np.ndarray:
+        return (scale * rng.normal(size=shape)).astype(np.float32)
+
+    return {"llm": {"embedding": leaf(5, 2), "q": leaf(2, 3), "q_bias": leaf(3)}, "vit": {"w": leaf(4)}}
+
+
+def rate(group: GroupConfig, total: int, step: int) -> float:
+    if step < group.warmup:
+        return group.peak_lr * step / group.warmup
+    if step >= total:
+        return 0.1 * group.peak_lr
+    cosine = (1 + math.cos(math.pi * (step - group.warmup) / (total - group.warmup))) / 2
+    return 0.1 * group.peak_lr + 0.9 * group.peak_lr * cosine
+
+
+def test_rates_on_the_host() -> None:
+    for step in (1, 3, 4, 5, 12, 19, 20, 21, 500):
+        expected = {name: rate(group, 20, step) for name, group in GROUPS.items()}
+        assert learning_rates(config(), step) == pytest.approx(expected, rel=1e-12)
+    assert learning_rates(config(), 1) == pytest.approx({"llm": 2.5e-3, "vit": rate(GROUPS["vit"], 20, 1)})
+
+
+def by_hand(params: Any, grads: list[Any]) -> Any:
+    """AdamW with a clip per group, decoupled decay, betas 0.9 and 0.95, eps 1e-6 outside the root."""
+    flat = {("llm", "q"): 0.1, ("llm", "q_bias"): 0.0, ("vit", "w"): 0.0}
+    value = {key: np.asarray(params[key[0]][key[1]], np.float64) for key in flat}
+    m = {key: np.zeros_like(value[key]) for key in flat}
+    v = {key: np.zeros_like(value[key]) for key in flat}
+    for step, grad in enumerate(grads, start=1):
+        for key, decay in flat.items():
+            members = [k for k in flat if k[0] == key[0]]
+            norm = math.sqrt(sum((grad[k[0]][k[1]].astype(np.float64) ** 2).sum() for k in members))
+            limit = GROUPS[key[0]].clip_norm
+            g = grad[key[0]][key[1]] * (min(1.0, limit / (norm + 1e-6)) if limit else 1.0)
+            m[key] = 0.9 * m[key] + 0.1 * g
+            v[key] = 0.95 * v[key] + 0.05 * g**2
+            direction = (m[key] / (1 - 0.9**step)) / (np.sqrt(v[key] / (1 - 0.95**step)) + 1e-6)
+            value[key] = value[key] - rate(GROUPS[key[0]], 20, step) * (direction + decay * value[key])
+    return value
+
+
+@pytest.mark.parametrize("scale", [1e-3, 3.0])
+def test_updates_follow_the_formula(scale: float) -> None:
+    """Small gradients are not clipped, large ones are; both over 25 steps, past the end of the schedule."""
+    params = jax.tree.map(jnp.asarray, tree(0))
+    optimizer = make_optimizer(config(), params)
+    state, new = optimizer.init(params), params
+    grads = [tree(10 + step, scale) for step in range(25)]
+    update = jax.jit(optimizer.update)
+    for step, grad in enumerate(grads, start=1):
+        new, state = update(grad, state, new, step)
+    expected = by_hand(params, grads)
+    for (group, leaf), value in expected.items():
+        np.testing.assert_allclose(new[group][leaf], value, rtol=2e-5, atol=2e-6, err_msg=f"{group}/{leaf}")
+    np.testing.assert_array_equal(new["llm"]["embedding"], params["llm"]["embedding"])
+    assert update._cache_size() == 1
+
+
+def test_clip_is_per_group_and_norms_are_before_it() -> None:
+    params = tree(0)
+    optimizer = make_optimizer(config(), params)
+    grads = tree(1, 100.0)
+    norms = optimizer.norms(grads)
+    assert set(norms) == {"llm", "vit"}
+    llm = math.sqrt((grads["llm"]["q"] ** 2).sum() + (grads["llm"]["q_bias"] ** 2).sum())
+    assert float(norms["llm"]) == pytest.approx(llm, rel=1e-6)
+    assert float(norms["vit"]) == pytest.approx(float(np.linalg.norm(grads["vit"]["w"])), rel=1e-6)
+
+
+def test_frozen_leaves_have_no_moments() -> None:
+    params = tree(0)
+    state = make_optimizer(config(), params).init(params)
+    trained = sum(params[g][n].size for g, n in (("llm", "q"), ("llm", "q_bias"), ("vit", "w")))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 2 * trained
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing(bad: float) -> None:
+    params = jax.tree.map(jnp.asarray, tree(0))
+    optimizer = make_optimizer(config(), params)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params: Any, state: Any, grads: Any, number: jax.Array) -> Any:
+        finite = all_finite(jnp.float32(1), optimizer.norms(grads))
+        return (*guarded_update(optimizer, grads, state, params, number, finite), finite)
+
+    params, state, finite = step(params, state, tree(1), 1)
+    assert finite
+    poisoned = tree(2)
+    poisoned["vit"]["w"][1] = bad
+    kept, kept_state, finite = step(params, state, poisoned, 2)
+    assert not finite
+    jax.tree.map(np.testing.assert_array_equal, (kept, kept_state), (params, state))
+    after, _, _ = step(kept, kept_state, tree(3), 3)
+    straight, _, _ = step(params, state, tree(3), 3)
+    jax.tree.map(np.testing.assert_array_equal, after, straight)
+    assert not all_finite(jnp.float32(bad), optimizer.norms(tree(1)))
+
+
+def test_frozen_gradients_may_be_anything() -> None:
+    params = tree(0)
+    optimizer = make_optimizer(config(), params)
+    grads = tree(1)
+    grads["llm"]["embedding"][:] = np.nan
+    assert all_finite(jnp.float32(1), optimizer.norms(grads))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ((r"llm/.*", "llm"),), "groups": {"llm": GROUPS["llm"]}}, "no rule covers vit/w"),
+        ({"labels": (*LABELS, (r"scorer/.*", "vit"))}, r"match no leaf: 'scorer/\.\*'"),
+        ({"labels": (*LABELS, (r".*", "scorer"))}, r"groups \['scorer'\], which do not exist"),
+        ({"groups": GROUPS | {"scorer": GroupConfig(1e-4)}, "total_steps": 500}, r"\['scorer'\] have no parameters"),
+        ({"total_steps": 4}, "warmup=4 does not end before total_steps=4"),
+        ({"total_steps": 0}, "must be at least 1"),
+        ({"groups": GROUPS | {"llm": GroupConfig(-1.0, warmup=1)}}, "negative number"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(config(**changes), tree(0))
+
+
+def test_labels_of_the_vlm() -> None:
+    names = ("vit/scorer/fc1", "vit/blocks/q", "connector/q", "llm/new_embedding", "llm/blocks/q")
+    labels = label_leaves({name: np.zeros(1) for name in names}, VLM_LABELS)
+    assert [labels[name] for name in names] == ["scorer", "vit", "connector", "connector", "llm"]
+
+
+def test_a_group_can_be_left_out() -> None:
+    groups = GROUPS | {"scorer": GroupConfig(1e-4, warmup=2)}
+    whole = config(groups=groups, labels=((r"vit/scorer/.*", "scorer"), *LABELS))
+    assert without_group(whole, "scorer") == config()
+
+
+def test_trained_weights_must_be_float32() -> None:
+    params = tree(0)
+    params["vit"]["w"] = params["vit"]["w"].astype(jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"vit/w \(bfloat16\)"):
+        make_optimizer(config(), params)
+
+
+def test_moments_lie_like_their_parameters() -> None:
+    """Boxed parameters give boxed moments, so the whole state's shardings come from one table."""
+    names = {"w": ("embed", "mlp"), "table": ("vocab", "embed")}
+    boxed = {name: nn.LogicallyPartitioned(jnp.zeros((8, 16)), axes) for name, axes in names.items()}
+    settings = OptimizerConfig(10, {"all": GroupConfig(1e-3, 1)}, ((r".*", "all"),), frozen=("table",))
+    optimizer = make_optimizer(settings, nn.meta.unbox(boxed))
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    shardings = shardings_of(jax.eval_shape(lambda: optimizer.init(boxed)), mesh, min_size=1)
+    specs = {name: leaf.spec for name, leaf in named_leaves(shardings).items()}
+    moments = {name: spec for name, spec in specs.items() if not name.endswith("count")}
+    assert len(moments) == 2 and set(moments.values()) == {PartitionSpec(("fsdp",), ("tensor",))}
+    assert jax.tree.structure(shardings) == jax.tree.structure(optimizer.init(nn.meta.unbox(boxed)))
