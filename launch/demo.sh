@@ -28,22 +28,24 @@ TEXT
 }
 
 METHODS=(none scorer random)
+SIZES=3000,100,300 # clips of train, validation, test
 
 build_data() {
-  run "$VENV/bin/sttts-jax" data build shapes_video_qa --data_dir "$workdir/data" --seed "$seed"
+  run "$VENV/bin/sttts-jax" data build shapes_video_qa --data_dir "$workdir/data" --size "$SIZES"
 }
 
 train() { # METHOD
-  run "$VENV/bin/sttts-jax" train --config "configs/demo.py:$1" --workdir "$workdir/$1" \
-    --config.seed "$seed" --config.data.dir "$workdir/data"
+  run "$VENV/bin/sttts-jax" train --config "configs/demo.py:method=$1,seed=$seed,data_dir=$workdir/data" \
+    --workdir "$workdir/$1"
 }
 
-evaluate() { # METHOD
-  run "$VENV/bin/sttts-jax" evaluate --workdir "$workdir/$1" --tasks shapes_video_qa
-}
-
-report() {
-  run "$VENV/bin/sttts-jax" evaluate --report "$workdir/report.html" --workdir "$workdir"
+# The test clips are the same for every seed; so are the questions.
+evaluate() {
+  local dirs
+  dirs="$(printf ",$workdir/%s" "${METHODS[@]}")"
+  run "$VENV/bin/sttts-jax" evaluate --workdir "$workdir/scorer" --tasks shapes_video_qa --pruned_fraction 0.3,0.5,0.7
+  run "$VENV/bin/sttts-jax" evaluate --workdir "${dirs#,}" --tasks shapes_video_qa \
+    --report "$workdir/report.html" --picture "$workdir/kept_tokens.png"
 }
 
 needs_value() { [[ $# -ge 2 ]] || die "$1 needs a value; see bash launch/demo.sh --help"; }
@@ -67,6 +69,5 @@ done
 ensure_venv
 build_data
 for method in "${METHODS[@]}"; do train "$method"; done
-for method in "${METHODS[@]}"; do evaluate "$method"; done
-report
+evaluate
 [[ "$DRY_RUN" == 1 ]] || echo "report: $workdir/report.html"

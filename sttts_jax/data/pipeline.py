@@ -31,8 +31,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """Endless batches of `rows // shard_count` rows for one process."""
 
     def __init__(self, dataset: grain.IterDataset, config: DataConfig, reader: Reader, identity: dict[str, Any]):
-        self._iterator = iter(dataset)
-        weakref.finalize(self, self._iterator.close)  # also before the interpreter exits: stops the threads
+        self._held = [iter(dataset)]
+        weakref.finalize(self, _release, self._held)
         self._shape = config.row_shape
         self._identity = identity
         self._filled: dict[str, float] = {}
@@ -40,7 +40,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.reader = reader
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._iterator)
+        batch = next(self._held[0])
         self._batches += 1
         for name, share in fill_rate(batch, self._shape).items():
             self._filled[name] = self._filled.get(name, 0.0) + share
@@ -48,7 +48,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` needs: plain numbers, lists and dicts."""
-        return {**self._identity, STATE_KEY: self._iterator.get_state()}
+        return {**self._identity, STATE_KEY: self._held[0].get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Raises ValueError for a state of another number of shares or another mixture: it would not continue the
@@ -60,7 +60,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                     f"the saved data position has {key}={state.get(key)!r} and this run {mine!r}; "
                     "run with the saved one, or start the data anew in another workdir"
                 )
-        self._iterator.set_state(state[STATE_KEY])
+        self._held[0].set_state(state[STATE_KEY])
 
     def stats(self) -> dict[str, float]:
         """Since the start of this object: mean fill of frames, cells and tokens, records seen and bad, and their
@@ -69,6 +69,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         bad = self.reader.bad
         filled = {f"fill_{name}": total / self._batches for name, total in self._filled.items()}
         return {**filled, "records": bad.seen, "bad_records": bad.bad, "bad_share": bad.bad / max(bad.seen, 1)}
+
+
+def _release(held: list[grain.DatasetIterator]) -> None:
+    """Stops the threads. Runs before the interpreter goes, when Grain could no longer do it by itself."""
+    held.pop().close()
 
 
 def train_batches(config: DataConfig, tokenizer: Tokenizer, *, shard_index: int = 0, shard_count: int = 1) -> Batches:

@@ -85,8 +85,8 @@ class LlmBlock(nn.Module):
         kv_kernel = self._param("kv", fan_in(1), kv_shape, (dims.EMBED, dims.QKV, *kv_axes))
         out_kernel = self._param("out", fan_in(2), (c.heads, c.head_dim, c.width), (*q_axes, dims.EMBED))
         q = jnp.einsum("bse,ehd->bshd", x, q_kernel)
-        both = jnp.einsum("bse,ethd->btshd", x, kv_kernel)
-        k, v = both[:, 0], both[:, 1]
+        both = jnp.einsum("bse,ethd->bsthd", x, kv_kernel)
+        k, v = both[:, :, 0], both[:, :, 1]
         if c.qk_norm == "head":
             q = self._norm(q, "q_norm", (c.head_dim,), (dims.HEAD_DIM,))
             k = self._norm(k, "k_norm", (c.head_dim,), (dims.HEAD_DIM,))
@@ -109,8 +109,8 @@ class LlmBlock(nn.Module):
         c = self.cfg
         gate_up = self._param("gate_up", fan_in(1), (c.width, 2, c.mlp), (dims.EMBED, dims.QKV, dims.MLP))
         down = self._param("down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED))
-        both = jnp.einsum("bse,etm->btsm", x, gate_up)
-        hidden = jax.nn.silu(both[:, 0]) * both[:, 1]
+        both = jnp.einsum("bse,etm->bstm", x, gate_up)
+        hidden = jax.nn.silu(both[:, :, 0]) * both[:, :, 1]
         hidden = constrain(hidden, ACT_BATCH, ACT_LENGTH, ACT_MLP)
         return jnp.einsum("bsm,me->bse", hidden, down)
 

@@ -58,26 +58,27 @@ def _molmo2(llm: LlmConfig) -> VlmConfig:
 
 PRESETS: dict[str, VlmConfig] = {
     "tiny": VlmConfig(
-        # 72 px frames: 12 x 12 patches, 4 x 4 cells.
+        # 72 px frames: 6 x 6 patches of 12 px, 3 x 3 cells of 2 x 2 patches.
         VitConfig(
-            width=64,
-            heads=4,
-            head_dim=16,
-            mlp=128,
-            layers=4,
-            patch=6,
-            grid=(12, 12),
-            feature_layers=(3, 1),
+            width=48,
+            heads=2,
+            head_dim=24,
+            mlp=96,
+            layers=3,
+            patch=12,
+            grid=(6, 6),
+            cell=(2, 2),
+            feature_layers=(2, 1),
             prune_after=0,
         ),
-        ConnectorConfig(width=64, heads=4, head_dim=16, mlp=128),
+        ConnectorConfig(width=48, heads=2, head_dim=24, mlp=192),
         LlmConfig(
-            width=128,
-            layers=4,
+            width=96,
+            layers=3,
             heads=4,
-            kv_heads=2,
-            head_dim=32,
-            mlp=256,
+            kv_heads=4,
+            head_dim=24,
+            mlp=192,
             vocab=512,
             extra_vocab=16,
             rope_theta=10_000.0,

@@ -68,7 +68,8 @@ class Vit(nn.Module):
     def setup(self) -> None:
         c = self.cfg
         self.grid = CellGrid(c.grid, c.cell)
-        position = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), (dims.POSITION, dims.EMBED))
+        # About the size of a patch embedding, so that a model that starts from nothing sees positions from the first step.
+        position = nn.with_logical_partitioning(nn.initializers.normal(0.5), (dims.POSITION, dims.EMBED))
         self.patch_embedding = dense(c.width, -1, (dims.PATCH_IN, dims.EMBED), 1, self.dtype, "patch_embedding")
         self.position_embedding = self.param("position_embedding", position, (self.grid.patches, c.width))
         for first, end in cuts(c):

@@ -9,14 +9,31 @@ def masked_softmax(logits: jax.Array, allowed: jax.Array | None) -> jax.Array:
 
     `logits` float32 [..., k], `allowed` bool broadcastable to it (None: everything).
     """
-    if allowed is None:
-        return jax.nn.softmax(logits, axis=-1)
-    # A finite stand-in, not -inf: inf - inf would put NaN into the gradient of a row that is fully masked.
-    logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.where(allowed, jnp.exp(logits - top), 0.0)
+    return jax.nn.softmax(logits, axis=-1) if allowed is None else _masked_softmax(logits, allowed)
+
+
+@jax.custom_vjp
+def _masked_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+    # A finite stand-in, not -inf: inf - inf would put NaN into a row that is fully masked.
+    lowest = jnp.finfo(jnp.float32).min
+    logits = jnp.where(allowed, logits, lowest)
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1.0)
+    return weights * jnp.where(top > lowest, 1.0 / total, 0.0)
+
+
+def _masked_softmax_fwd(logits: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weights = _masked_softmax(logits, allowed)
+    return weights, weights
+
+
+def _masked_softmax_bwd(weights: jax.Array, g: jax.Array) -> tuple[jax.Array, None]:
+    # The weights alone say everything: autodiff would keep the logits, the mask and the exponentials as well.
+    return weights * (g - jnp.sum(weights * g, axis=-1, keepdims=True)), None
+
+
+_masked_softmax.defvjp(_masked_softmax_fwd, _masked_softmax_bwd)
 
 
 def frame_attention_xla(

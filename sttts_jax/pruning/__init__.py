@@ -1,10 +1,10 @@
 """Spatio-temporal token pruning for any Flax vision transformer (STTS, arXiv 2603.18004).
 
-    rows   = frame_rows(frame_item, frame_prunable)          # which frame belongs to which video
-    logits = Scorer(...).apply(params, cells, rows)          # one score a cell, float32 logits
-    bias   = soft_bias(logits, rows, ...)                    # how the task loss reaches the scorer
-    kept   = select(scores, rows, fraction, capacity)        # exact budget, static shape
-    layout = staircase(kept, ...)                            # survivors <-> dense arrays, and back
+    rows   = FrameRows(item, prunable)                 # which frame belongs to which video
+    logits = Scorer(heads, head_dim, mlp)(x, rows)     # one score a cell, float32 logits
+    bias   = soft_bias(logits, rows, grid)             # how the task loss reaches the scorer
+    kept   = select(logits, rows, fraction, capacity)  # exact budget, static shape
+    layout = stream_layout(kept)                       # survivors <-> dense arrays, and back
 
 Names load on first use, so that data workers can import `pruning.budget` without jax.
 """
@@ -17,6 +17,28 @@ _HOME = {
     "n_drop": "budget",
     "n_kept": "budget",
     "row_capacity": "budget",
+    "CellGrid": "cells",
+    "FrameRows": "rows",
+    "Scorer": "scorer",
+    "soft_bias": "bias",
+    "Kept": "select",
+    "select": "select",
+    "FrameLayout": "pack",
+    "pack_cells": "pack",
+    "unpack_cells": "pack",
+    "take_rows": "pack",
+    "StreamLayout": "staircase",
+    "stairs": "staircase",
+    "stream_layout": "staircase",
+    "BinLayout": "bins",
+    "bin_layout": "bins",
+    "plan_bins": "bins",
+    "neighbour_cosine": "aux_loss",
+    "temporal_loss": "aux_loss",
+    "easy_scores": "baselines",
+    "random_scores": "baselines",
+    "reference_tracking_scores": "baselines",
+    "PruneConfig": "config",
 }
 
 __all__ = sorted(_HOME)

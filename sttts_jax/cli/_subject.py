@@ -1,0 +1,55 @@
+"""From a directory with a checkpoint to what `evals` works on: where training and evaluation meet."""
+
+from typing import Any
+
+import jax
+
+from sttts_jax.ckpt.files import resolve_step
+from sttts_jax.ckpt.meta import saved_config
+from sttts_jax.ckpt.restore import load_params, read_meta
+from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.evals.harness_subject import Subject
+from sttts_jax.paths import PathLike, as_path
+from sttts_jax.sharding import abstract_state
+from sttts_jax.train.config import DTYPES, RunConfig
+from sttts_jax.train.start import TOKENIZER
+from sttts_jax.train.state import build_model, init_params
+
+
+def open_subject(directory: PathLike) -> Subject:
+    """The newest whole step of a run's workdir or of a directory of steps, or one step; read on demand, config first.
+
+    Raises FileNotFoundError without a checkpoint, ValueError where it is damaged or its tokenizer is missing.
+    """
+    step = resolve_step(directory)
+    meta = read_meta(step)
+    config = saved_config(meta)
+    run = RunConfig.build(config)
+    workdir = step.parent.parent
+
+    def load(mesh: jax.sharding.Mesh) -> Any:
+        shape = run.data.row_shape
+        model = build_model(run, shape)
+        boxed = jax.eval_shape(lambda key: init_params(model, shape, key), jax.random.key(0))
+        return load_params(step, abstract_state(boxed, mesh))
+
+    return Subject(
+        name=workdir.name,
+        directory=str(directory if as_path(directory) == workdir else workdir),
+        step=int(meta["step"]),
+        config=config,
+        vlm=run.vlm,
+        pruning=run.pruning,
+        data=run.data,
+        dtype=DTYPES[run.model.dtype],
+        attention=run.model.attention,
+        tokenizer=_tokenizer(workdir, run),
+        load=load,
+    )
+
+
+def _tokenizer(workdir: Any, run: RunConfig) -> Tokenizer:
+    kept = as_path(workdir) / TOKENIZER
+    if not (kept / "tokenizer.json").exists():
+        raise ValueError(f"{kept}: holds no tokenizer.json; copy the tokenizer directory of the run there")
+    return Tokenizer.load(kept, run.vlm.llm.vocab)

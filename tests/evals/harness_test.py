@@ -1,0 +1,261 @@
+"""Evaluation from a workdir alone: counts, budgets, resuming, bad videos, the table and the report."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sttts_jax.cli import evaluate
+from sttts_jax.cli.main import run as run_command
+from sttts_jax.data.evaluation import eval_batches
+from sttts_jax.data.sources.encode import encode_mp4
+from sttts_jax.evals.harness import Harness
+from sttts_jax.evals.harness_questions import BUCKET, SLACK, Questions, task_source
+from sttts_jax.evals.harness_subject import Setting, Subject, canonical_fraction
+from sttts_jax.evals.results import ResultsFile, pack_mask, unpack_mask, wilson
+from sttts_jax.evals.tasks.registry import find_task
+from sttts_jax.models.presets import preset
+from sttts_jax.pruning.budget import n_kept
+
+LIMIT = 19  # two full batches of 8 and a part of one
+CELLS = preset("tiny").vit.cells
+METHODS = ("scorer", "none", "random")
+FLAGS = ["--tasks", "shapes_video_qa", "--limit", str(LIMIT), "--batch", "8"]
+
+
+def _questions(subject: Subject, name: str = "shapes_video_qa", limit: int | None = LIMIT) -> Questions:
+    task = find_task(name)
+    return Questions(task, task_source(task, subject.data), subject.tokenizer, subject.data.cells, limit)
+
+
+def _answers(workdir: Path) -> list[dict[str, Any]]:
+    result = _saved(workdir)[0]
+    return [json.loads(line) for line in (workdir / "eval" / result["predictions"]).read_text().splitlines()]
+
+
+def _saved(workdir: Path) -> list[dict[str, Any]]:
+    return json.loads((workdir / "eval/results.json").read_text())["results"]
+
+
+@pytest.fixture(scope="module")
+def text(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What the command prints over three runs; their results lie in WORKDIR/eval, the page beside the workdirs."""
+    directories, root = [str(runs[method]) for method in METHODS], runs["scorer"].parent
+    argv = ["--workdir", ",".join(directories), *FLAGS]
+    page = ["--report", str(root / "report.html"), "--picture", str(root / "kept.png")]
+    patch = pytest.MonkeyPatch()
+    lines: list[str] = []
+    patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
+    try:
+        assert evaluate.main([*argv, *page]) == 0
+    finally:
+        patch.undo()
+    yield "\n".join(lines)
+
+
+def test_table(text: str) -> None:
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("method"))
+    header, rows = lines[first], lines[first + 1 : first + 4]
+    families = ["direction", "order", "count", "what", "where", "color_change"]
+    assert header.split()[:11] == ["method", "run", "removed", "frames", "all", *families]
+    assert [row.split()[0] for row in rows] == ["STTS", "unpruned", "random"]
+    assert f"shapes_video_qa, {LIMIT} questions" in text
+    assert rows[1].rstrip().count("(1.00 x)") == 1  # steps are compared with the unpruned run
+
+
+def test_results_hold_every_question_once(text: str, runs: dict[str, Path]) -> None:
+    for method in METHODS:
+        (result,), answers = _saved(runs[method]), _answers(runs[method])
+        assert [a["number"] for a in answers] == list(range(LIMIT))
+        assert result["overall"]["count"] == LIMIT == sum(f["count"] for f in result["families"].values())
+        assert result["overall"]["right"] == sum(a["right"] is True for a in answers)
+        assert result["overall"]["unparsable"] == sum(a["right"] is None for a in answers)
+        assert result["overall"]["low"] <= result["overall"]["accuracy"] <= result["overall"]["high"]
+        assert result["compilations"] == 1
+        assert not result["bad"]
+        assert result["key"]["step"] == 2
+        assert result["key"]["fraction"] == ("0" if method == "none" else "0.5")
+
+
+def test_exactly_the_budget_is_kept(text: str, runs: dict[str, Path]) -> None:
+    for method in METHODS:
+        kept = 4 * CELLS if method == "none" else n_kept(4, "0.5", CELLS)
+        answers = _answers(runs[method])
+        assert {a["kept"] for a in answers} == {kept}
+        assert _saved(runs[method])[0]["kept_share"] == kept / (4 * CELLS)
+        masks = [unpack_mask(a["mask"], (4, CELLS)) for a in answers]
+        assert all(mask[0].all() and mask.sum() == kept for mask in masks)
+
+
+def test_scores_are_counted_for_methods_that_have_some(text: str, runs: dict[str, Path]) -> None:
+    histogram = _saved(runs["scorer"])[0]["histogram"]
+    kept = n_kept(4, "0.5", CELLS) - CELLS  # first frames are not counted
+    assert sum(histogram["kept"]) == LIMIT * kept
+    assert sum(histogram["dropped"]) == LIMIT * (3 * CELLS - kept)
+    assert _saved(runs["random"])[0]["histogram"] is None
+
+
+def test_report_and_picture(text: str, runs: dict[str, Path]) -> None:
+    root = runs["scorer"].parent
+    page = (root / "report.html").read_text()
+    assert all(name in page for name in ("unpruned", "STTS, 50 % removed", "random, 50 % removed", "Auxiliary loss"))
+    assert page.count("data:image/jpeg") >= 2 * 4  # at least one clip, four frames, two methods
+    assert (root / "kept.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_measurements_are_read_not_repeated(
+    text: str, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--workdir", str(runs["scorer"]), *FLAGS]
+
+    def never(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Harness, "run", never)
+    assert evaluate.main(argv) == 0
+    assert "read from results.json" in capsys.readouterr().out
+    for change in (["--overwrite"], ["--max_fps", "1"], ["--seed", "1"], ["--out", str(runs["scorer"] / "other")]):
+        with pytest.raises(AssertionError, match="measured again"):
+            evaluate.main([*argv, *change])
+
+
+def test_results_of_another_run_are_refused(text: str, runs: dict[str, Path], subjects: dict[str, Subject]) -> None:
+    with pytest.raises(ValueError, match="another config"):
+        ResultsFile(runs["scorer"] / "eval", "random", subjects["random"].config)
+
+
+def test_other_fraction_and_frames(subjects: dict[str, Subject]) -> None:
+    subject = subjects["scorer"]
+    setting, questions = subject.setting("0.3", 6), _questions(subject)
+    harness = Harness(subject, 8)
+    result, answers = harness.run(questions, setting)
+    assert result.overall.count == LIMIT
+    assert result.frames_mean == 6
+    assert {a["kept"] for a in answers} == {n_kept(6, "0.3", CELLS)}
+    again, same = harness.run(questions, setting)
+    assert (result.compilations, again.compilations) == (1, 0)
+    assert same == answers
+    _, alike = Harness(subject, 16).run(questions, setting)  # answers do not depend on the rest of the batch
+    assert [(a["prediction"], a["mask"]) for a in alike] == [(a["prediction"], a["mask"]) for a in answers]
+
+
+def test_random_choice_is_a_matter_of_the_seed(text: str, runs: dict[str, Path], subjects: dict[str, Subject]) -> None:
+    subject = subjects["random"]
+    harness, questions = Harness(subject, 8, seed=0), _questions(subject)
+    masks = [a["mask"] for a in harness.run(questions, subject.trained)[1]]
+    assert masks == [a["mask"] for a in _answers(runs["random"])]
+    assert len(set(masks)) > LIMIT // 2  # not one draw for all rows and batches
+    harness.seed = 1
+    assert masks != [a["mask"] for a in harness.run(questions, subject.trained)[1]]
+
+
+def test_bad_videos_are_counted_and_named(subjects: dict[str, Subject], tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), np.uint8)
+    (tmp_path / "good.mp4").write_bytes(encode_mp4(frames, 4))
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    asked = {"question": "What color?", "answer": "red", "options": ["red", "blue"], "style": "video_multiple_choice"}
+    lines = [{"id": name, "video": f"{name}.mp4", "messages": [asked]} for name in ("good", "broken", "absent")]
+    lines += [{"id": "text", "messages": [asked]}, {"id": "odd", "messages": [{**asked, "answer": "green"}]}]
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join([*map(json.dumps, lines), "{not json"]))
+    subject = subjects["none"]
+    result, answers = Harness(subject, 8).run(_questions(subject, f"jsonl:{file}", None), subject.trained)
+    assert result.overall.count == 2  # the good video and the text alone
+    assert [bad["id"] for bad in result.bad] == ["record 1", "record 2", "record 4", "record 5"]
+    assert "broken.mp4" in result.bad[0]["error"]
+    assert "none of the options" in result.bad[2]["error"]
+    assert [a["number"] for a in answers] == list(range(6))
+    assert (answers[3]["frames"], answers[3]["cells"]) == (0, 0)
+
+
+def test_the_row_holds_the_longest_question_and_little_more(subjects: dict[str, Subject]) -> None:
+    subject = subjects["scorer"]
+    questions = _questions(subject, limit=None)
+    for fraction, frames, fps in (("0", 3, 2.0), ("0.5", 9, None), ("0.7", 5, 1.0)):
+        setting = subject.setting(fraction, frames, fps) if fps else Setting(fraction, frames, None)
+        shape = questions.row_shape(subject.data, setting)
+        sampling = {"max_frames": frames, "max_fps": setting.max_fps, "rows": len(questions.asked)}
+        (batch,) = eval_batches(questions.records, subject.tokenizer, shape, **sampling)
+        assert batch.valid.all()
+        unpruned = (batch.arrays["example"] >= 0).sum(1)
+        count = (batch.arrays["frame_item"] >= 0).sum(1)
+        alive = [u - CELLS * f + n_kept(f, fraction, CELLS) for u, f in zip(unpruned, count, strict=True)]
+        assert shape.length % BUCKET == 0
+        assert SLACK <= shape.length - max(alive) < SLACK + BUCKET
+
+
+def test_methods_that_drop_nothing_have_one_fraction(subjects: dict[str, Subject]) -> None:
+    soft = dataclasses.replace(
+        subjects["scorer"], pruning=dataclasses.replace(subjects["scorer"].pruning, method="soft_only")
+    )
+    assert subjects["none"].setting("0.7") == subjects["none"].trained
+    assert soft.setting("0.7").fraction == soft.trained.fraction == "0"
+    assert subjects["scorer"].setting("0.70").fraction == "0.7"
+
+
+@pytest.mark.parametrize(("text", "same"), [("0.50", "0.5"), ("0", "0"), ("0.0", "0"), ("1e-1", "0.1"), (".3", "0.3")])
+def test_one_spelling_a_fraction(text: str, same: str) -> None:
+    assert canonical_fraction(text) == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--workdir": "no/such/run"}, "holds no whole checkpoint"),
+        ({"--tasks": "shape_video_qa"}, "did you mean 'shapes_video_qa'"),
+        ({"--tasks": "jsonl:absent.jsonl"}, "no such file"),
+        ({"--tasks": "shapes_video_qa:dev"}, "has no split 'dev'"),
+        ({"--tasks": ","}, "--tasks is empty"),
+        ({"--pruned_fraction": "0.5,1.5"}, "out of range"),
+        ({"--pruned_fraction": "half"}, "is not a number"),
+        ({"--max_frames": "0"}, "must be a whole number"),
+        ({"--max_fps": "-1"}, "must be positive"),
+        ({"--batch": "0"}, "--batch 0 must be at least 1"),
+        ({"--batch": "12"}, "does not divide"),
+        ({"--limit": "0"}, "--limit 0 must be at least 1"),
+        ({"--report": "page.txt"}, "must end in .html"),
+        ({"--data_dir": "nowhere"}, "is not in nowhere"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_compiles(
+    changes: dict[str, str],
+    message: str,
+    runs: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Subject, "params", property(lambda self: pytest.fail("weights were loaded")))
+    words = {"--workdir": str(runs["scorer"]), "--tasks": "shapes_video_qa", **changes}
+    argv = [word for pair in words.items() for word in pair]
+    assert run_command("evaluate", evaluate.main, argv) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_wilson_contains_the_share(right: int, more: int) -> None:
+    a = wilson(right, right + more)
+    assert 0 <= a.low <= a.value <= a.high <= 1
+    assert a.count == right + more
+
+
+def test_wilson_known_values() -> None:
+    for right, count, low, high in ((0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (90, 100, 0.8256, 0.9448)):
+        a = wilson(right, count)
+        assert math.isclose(a.low, low, abs_tol=1e-4)
+        assert math.isclose(a.high, high, abs_tol=1e-4)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_masks_survive_packing(bits: list[bool]) -> None:
+    mask = np.asarray(bits).reshape(-1, 1)
+    assert np.array_equal(unpack_mask(pack_mask(mask), mask.shape), mask)

@@ -1,0 +1,86 @@
+"""Scorers and the registry: pure functions of an answer and what is known of its question."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sttts_jax.data.prompt import option_lines
+from sttts_jax.evals.tasks.answers import normalised, read_option, score_by_style
+from sttts_jax.evals.tasks.registry import TASKS, find_task
+
+OPTIONS = ("left", "right", "up", "A ball")
+CHOICE = {"style": "video_multiple_choice", "options": OPTIONS, "answer": "right"}
+SHORT = {"style": "video_short_answer", "options": OPTIONS, "answer": "right"}
+OPEN = {"style": "user_qa", "options": (), "answer": "A red cup."}
+
+
+@pytest.mark.parametrize(
+    ("said", "index"),
+    [
+        ("B. right", 1),
+        ("B", 1),
+        ("b.", 1),
+        ("(B)", 1),
+        (" B) something else", 1),
+        ("B: right", 1),
+        ("A. right", 0),  # the letter decides
+        ("right", 1),
+        (" Right. ", 1),
+        ("a ball", 3),  # a text, not the letter A
+        ("A ball", 3),
+        ("A", 0),
+        ("E. right", None),  # no such option, and the whole is not a text of one
+        ("the right one", None),
+        ("", None),
+        ("42", None),
+    ],
+)
+def test_which_option_is_meant(said: str, index: int | None) -> None:
+    assert read_option(said, OPTIONS) == index
+
+
+@pytest.mark.parametrize(
+    ("meta", "said", "verdict"),
+    [
+        (CHOICE, "B. right", True),
+        (CHOICE, "right", True),
+        (CHOICE, "C. right", False),
+        (CHOICE, "left", False),
+        (CHOICE, "no idea", None),
+        (SHORT, "Right.", True),
+        (SHORT, "left", False),
+        (SHORT, "B", None),  # asked for a word, a letter names nothing
+        (SHORT, "", None),
+        (OPEN, "a  red cup", True),
+        (OPEN, "a cup", False),
+        (OPEN, " . ", None),
+        ({**CHOICE, "style": "video_eval_multiple_choice"}, "B", True),
+        ({**CHOICE, "options": ()}, "right", True),  # multiple choice without options is a short answer
+    ],
+)
+def test_verdicts(meta: dict, said: str, verdict: bool | None) -> None:
+    assert score_by_style(said, meta) is verdict
+
+
+@given(st.lists(st.text(min_size=1, max_size=9), min_size=2, max_size=8, unique_by=normalised), st.integers(0, 7))
+def test_the_target_of_an_option_is_always_read_as_that_option(options: list[str], pick: int) -> None:
+    index = pick % len(options)
+    assert read_option(option_lines(options)[index], options) == index
+
+
+@given(st.text(max_size=30))
+def test_any_text_gets_a_verdict(said: str) -> None:
+    assert all(score_by_style(said, meta) in (True, False, None) for meta in (CHOICE, SHORT, OPEN))
+
+
+def test_registry() -> None:
+    assert find_task("shapes_video_qa") is TASKS["shapes_video_qa"]
+    assert find_task("shapes_video_qa").split == "test"
+    assert find_task("shapes_video_qa:train[:50%]").split == "train[:50%]"
+    assert find_task("jsonl:a/b.jsonl").source == "jsonl:a/b.jsonl"
+
+
+@pytest.mark.parametrize("name", ["shape_video_qa", "mvbench", "jsonl", "jsonl:", ""])
+def test_unknown_tasks_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match="there is no task"):
+        find_task(name)

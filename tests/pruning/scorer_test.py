@@ -1,0 +1,90 @@
+"""The scorer: what it computes, what it sees, and where its items begin."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sttts_jax.pruning.scorer import Scorer
+from tests.pruning.cases import frame_rows, quick_jit
+
+FRAMES, CELLS, WINDOW, WIDTH, HEADS = 5, 4, 4, 8, 2
+X = jnp.asarray(np.random.default_rng(0).standard_normal((2, FRAMES, CELLS, WINDOW, WIDTH)), jnp.float32)
+ROWS = frame_rows([("video", 3), ("video", 2)], [("image", 1), ("video", 3)], frames=FRAMES)
+SCORER = Scorer(heads=HEADS, head_dim=4, mlp=12)
+
+
+@pytest.fixture(scope="module", name="params")
+def _params() -> dict:
+    params = nn.unbox(quick_jit(SCORER.init)(jax.random.key(0), X, ROWS))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(1)  # biases start at zero and the pooler near it; make all matter
+    return tree.unflatten([x + 0.3 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in leaves])
+
+
+def _run(params: dict, x: jax.Array, across: bool = False, rows=ROWS) -> np.ndarray:
+    return np.asarray(quick_jit(SCORER.clone(across_items=across).apply)({"params": params}, x, rows))
+
+
+def _by_hand(params: dict, previous: np.ndarray, cell: np.ndarray) -> float:
+    """One cell and the same cell a frame earlier (zeros: none), [W, D] each, in float64."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+
+    def pool(patches: np.ndarray) -> np.ndarray:
+        w = p["pooler"]
+        q = np.einsum("d,dhk->hk", patches.mean(axis=0), w["query"]["kernel"]) + w["query"]["bias"]
+        k = np.einsum("wd,dhk->whk", patches, w["key"]["kernel"]) + w["key"]["bias"]
+        v = np.einsum("wd,dhk->whk", patches, w["value"]["kernel"]) + w["value"]["bias"]
+        logits = np.einsum("hk,whk->hw", q, k) / 2
+        weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+        return np.einsum("hw,whk,hkd->d", weights, v, w["out"]["kernel"]) + w["out"]["bias"]
+
+    def silu(x: np.ndarray) -> np.ndarray:
+        return x / (1 + np.exp(-x))
+
+    pair = np.concatenate([np.zeros(WIDTH) if previous is None else pool(previous), pool(cell)])
+    x = silu(pair @ p["fc1"]["kernel"] + p["fc1"]["bias"])
+    x = silu(x @ p["fc2"]["kernel"] + p["fc2"]["bias"])
+    return float((x @ p["fc3"]["kernel"] + p["fc3"]["bias"])[0])
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_formula(params: dict, across: bool) -> None:
+    got, x = _run(params, X, across), np.asarray(X, np.float64)
+    assert got.shape == (2, FRAMES, CELLS)
+    starts = {(0, 0), (1, 0)} if across else {(0, 0), (0, 3), (1, 0), (1, 1)}
+    for row, frame in [(0, 0), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2)]:
+        for cell in (0, 3):
+            previous = None if (row, frame) in starts else x[row, frame - 1, cell]
+            np.testing.assert_allclose(got[row, frame, cell], _by_hand(params, previous, x[row, frame, cell]), rtol=1e-4)
+
+
+def test_a_score_depends_on_its_cell_and_its_predecessor_only(params: dict) -> None:
+    before = _run(params, X)
+    changed = np.argwhere(_run(params, X.at[0, 1, 2].add(1.0)) != before)
+    np.testing.assert_array_equal(changed, [[0, 1, 2], [0, 2, 2]])
+    last_of_first = np.argwhere(_run(params, X.at[0, 2, 0].add(1.0)) != before)
+    np.testing.assert_array_equal(last_of_first, [[0, 2, 0]])
+    across = np.argwhere(_run(params, X.at[0, 2, 0].add(1.0), True) != _run(params, X, True))
+    np.testing.assert_array_equal(across, [[0, 2, 0], [0, 3, 0]])
+
+
+def test_low_precision_keeps_float32_logits(params: dict) -> None:
+    low = quick_jit(SCORER.clone(dtype=jnp.bfloat16).apply)({"params": params}, X.astype(jnp.bfloat16), ROWS)
+    assert low.dtype == jnp.float32
+    assert len(np.unique(low)) == low.size, "bf16 rounding would make ties"
+    np.testing.assert_allclose(low, _run(params, X), atol=0.1 * np.abs(_run(params, X)).max())
+
+
+def test_initial_spread() -> None:
+    """Truncated normal of standard deviation sqrt(1 / fan in) for the MLP, 0.02 for the pooler, biases 0."""
+    wide = Scorer(heads=4, head_dim=32, mlp=256)
+    rows = frame_rows([("video", 2)], frames=2)
+    params = nn.unbox(quick_jit(wide.init)(jax.random.key(0), jnp.zeros((1, 2, 1, 1, 128)), rows))["params"]
+    for name, fan in (("fc1", 256), ("fc2", 256)):
+        np.testing.assert_allclose(params[name]["kernel"].std(), fan**-0.5, rtol=0.03)
+    for part in params["pooler"].values():
+        np.testing.assert_allclose(part["kernel"].std(), 0.02, rtol=0.05)
+    biases = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "bias"]
+    assert len(biases) == 7 and not any(b.any() for b in biases)

@@ -1,0 +1,166 @@
+"""The loop, with the real data, model and checkpoints: resume after kill -9, NaN steps, refusals."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sttts_jax.train.loop as loop
+from sttts_jax.ckpt.meta import ConfigMismatch
+from sttts_jax.train.config import RunConfig
+from sttts_jax.train.metrics import read_lines
+from sttts_jax.train.start import start
+from sttts_jax.train.state import build_model, fresh_state
+from sttts_jax.train.step import train_step
+from tests.train.tiny_run import build_clips, tiny_config
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return build_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def whole(clips, tmp_path_factory):
+    """A run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    state = start(tiny_config(clips), str(workdir))
+    return workdir, jax.device_get(state)
+
+
+def _losses(workdir) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_lines(workdir / "metrics.jsonl") if "loss" in line}
+
+
+def test_a_run_learns_and_logs_what_it_should(whole):
+    workdir, state = whole
+    lines = read_lines(workdir / "metrics.jsonl")
+    last = [line for line in lines if "loss" in line][-1]
+    wanted = {
+        "loss", "loss_task", "loss_aux", "loss_z", "accuracy_tokens", "kept/share", "kept/later_mean", "fill/tokens",
+        "grad_norm/scorer", "lr/llm", "lr/scorer", "time/data_wait_s", "rate/tokens_per_s", "rate/frames_per_s",
+        "rate/flops_per_s", "skipped", "data/bad_records",
+    }  # fmt: skip
+    assert wanted <= set(last)
+    assert last["kept/share"] == 0.5 and last["skipped"] == 0
+    losses = _losses(workdir)
+    assert sorted(losses) == list(range(1, STEPS + 1)) and losses[STEPS] < losses[1]
+    assert int(state.step) == STEPS
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_step_resumes_bit_equal(clips, whole, tmp_path):
+    """A process is killed without warning, twice; the same command goes on, and the loss curve is the uninterrupted one."""
+    command = [sys.executable, "-m", "tests.train.tiny_run", str(clips), str(tmp_path), str(STEPS)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for kill_at in (3, 6):
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for line in process.stdout:
+            if line.startswith(f"step {kill_at}/"):
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.stdout.close()
+        assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    workdir, _ = whole
+    assert _losses(tmp_path) == _losses(workdir)
+
+
+def test_a_finished_run_started_again_does_nothing(clips, whole):
+    workdir, state = whole
+    before = _losses(workdir)
+    again = jax.device_get(start(tiny_config(clips), str(workdir)))
+    assert int(again.step) == STEPS and _losses(workdir) == before
+    jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
+
+
+def test_another_config_on_an_old_workdir_is_refused_with_a_diff(clips, whole):
+    workdir, _ = whole
+    with pytest.raises(ConfigMismatch, match=r"(?s)pruning.fraction.*0\.5.*0\.3"):
+        start(tiny_config(clips, pruning__fraction="0.3"), str(workdir))
+
+
+def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(clips, tmp_path, caplog):
+    start(tiny_config(clips, total_steps=8), str(tmp_path))
+    want = _losses(tmp_path)
+    newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    biggest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(biggest, biggest.stat().st_size // 2)
+    start(tiny_config(clips, total_steps=8), str(tmp_path))
+    assert f"step {newest.name}" in caplog.text and "broken" in caplog.text
+    assert _losses(tmp_path) == want
+
+
+def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path, monkeypatch):
+    real = loop.to_device
+
+    def poisoned(batch, sharding, rows):
+        poisoned.calls += 1
+        if poisoned.calls in (2, 4, 5, 6):
+            batch = {**batch, "weights": np.where(batch["weights"] > 0, np.float32(np.nan), batch["weights"])}
+        return real(batch, sharding, rows)
+
+    poisoned.calls = 0
+    monkeypatch.setattr(loop, "to_device", poisoned)
+    with pytest.raises(loop.TooManySkipped, match="3 updates in a row"):
+        start(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
+    lines = {line["step"]: line for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line}
+    assert lines[3]["skipped"] == 1 and lines[3]["skipped_in_row"] == 0
+    monkeypatch.setattr(loop, "to_device", real)
+    resumed = start(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
+    assert int(resumed.step) == STEPS
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(resumed.params)))
+
+
+def test_bad_records_are_skipped_and_too_many_stop_the_run(clips, tmp_path):
+    lines = [f'{{"video": "{tmp_path}/missing{i}.mp4", "question": "What?", "answer": "red"}}' for i in range(40)]
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines))
+    config = tiny_config(clips)
+    config.data.sources = ((f"jsonl:{tmp_path}/bad.jsonl", 1.0, "train"),)
+    with pytest.raises(ValueError, match="unusable"):
+        start(config, str(tmp_path / "run"))
+
+
+def test_micro_batches_give_the_update_of_the_whole_batch(clips):
+    whole_run = RunConfig.build(tiny_config(clips, data__rows=4))
+    parts_run = RunConfig.build(tiny_config(clips, data__rows=4, loss__accumulate=2))
+    results = []
+    for run in (whole_run, parts_run):
+        mesh = loop.make_mesh({"data": 1}, jax.devices()[:1])
+        plan = loop.blueprint(run, mesh, run.data.row_shape)
+        state = fresh_state(run, plan, run.data.row_shape)
+        batch = _fake_batch(run)
+        new, metrics = jax.jit(lambda s, b, run=run, plan=plan: train_step(run, plan.model, plan.optimizer, s, b))(state, batch)
+        results.append((jax.device_get(new.params), jax.device_get(metrics)))
+    (one, m1), (two, m2) = results
+    np.testing.assert_allclose(m1["loss"], m2["loss"], rtol=1e-5)
+    for name in m1:
+        np.testing.assert_allclose(m1[name], m2[name], rtol=2e-3, atol=1e-4, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, two)
+
+
+def _fake_batch(run: RunConfig) -> dict[str, jax.Array]:
+    from sttts_jax.data.pipeline import train_batches
+    from sttts_jax.data.tokenizer import train_tokenizer
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer = train_tokenizer(["what color appeared first? red green"], directory, run.vlm.llm.vocab)
+        return jax.tree.map(jnp.asarray, next(train_batches(run.data, tokenizer)))
+
+
+def test_model_of_a_run_has_the_sizes_of_its_bucket(clips):
+    run = RunConfig.build(tiny_config(clips))
+    model = build_model(run, run.data.row_shape)
+    assert (model.capacity, model.length) == (run.data.row_shape.kept, 256)
