@@ -3,7 +3,8 @@
     sttts-jax data build shapes_video_qa
     sttts-jax train --config configs/demo.py:method=scorer,fraction=0.5 --workdir runs/demo/scorer
 
-Arguments: method (scorer, random, easy, reference_tracking, soft_only, none), fraction (removed share), steps, seed, data_dir.
+Arguments: method (scorer, random, easy, reference_tracking, soft_only, none), fraction (removed share), steps, seed,
+data_dir.
 `bash launch/demo.sh` trains `none`, `scorer` and `random` with equal steps and seed and compares them.
 """
 
@@ -28,12 +29,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.frames_per_row = 8
     config.data.items_per_row = 1
     config.data.rows = 8
-    config.data.row_length = 256
+    config.data.row_length = 256  # three questions a clip
+    config.data.max_messages = 3
     config.data.seed = args.seed
     config.data.cache = True
 
-    config.optimizer.llm_lr = config.optimizer.vit_lr = config.optimizer.connector_lr = 2e-3
-    config.optimizer.scorer_lr = 2e-3
+    config.optimizer.llm_lr = config.optimizer.vit_lr = config.optimizer.connector_lr = 6e-4
+    config.optimizer.scorer_lr = 6e-4
     config.optimizer.warmup = 50
 
     config.checkpoint.every = 400

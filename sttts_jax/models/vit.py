@@ -31,7 +31,7 @@ from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import FrameLayout, pack_cells
 from sttts_jax.pruning.rows import FrameRows
 from sttts_jax.pruning.scorer import Scorer
-from sttts_jax.pruning.select import Kept, select
+from sttts_jax.pruning.select import Kept, select_cells
 from sttts_jax.pruning.staircase import stream_layout
 
 
@@ -68,7 +68,7 @@ class Vit(nn.Module):
     def setup(self) -> None:
         c = self.cfg
         self.grid = CellGrid(c.grid, c.cell)
-        # About the size of a patch embedding, so that a model that starts from nothing sees positions from the first step.
+        # About the size of a patch embedding: a model that starts from nothing sees positions from the first step.
         position = nn.with_logical_partitioning(nn.initializers.normal(0.5), (dims.POSITION, dims.EMBED))
         self.patch_embedding = dense(c.width, -1, (dims.PATCH_IN, dims.EMBED), 1, self.dtype, "patch_embedding")
         self.position_embedding = self.param("position_embedding", position, (self.grid.patches, c.width))
@@ -102,7 +102,7 @@ class Vit(nn.Module):
         x, taps = self._run(x, taps, self._frames(key_bias=bias), self.cfg.prune_after + 1, middle)
 
         scores = self._scores(logits, scored, rows, rng)
-        kept = select(jax.lax.stop_gradient(scores), rows, as_fraction(self.prune.drops), capacity)
+        kept = select_cells(jax.lax.stop_gradient(scores), rows, as_fraction(self.prune.drops), capacity)
         taps = {layer: pack_cells(tap, kept) for layer, tap in taps.items()}
         taps |= self._tail(x, kept, middle)
         return VitOutput(jnp.concatenate([taps[i] for i in self.cfg.feature_layers], axis=-1), kept, logits, scored)

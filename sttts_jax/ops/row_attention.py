@@ -43,7 +43,7 @@ def mask_rows(rule_q: RowRule, rule_k: RowRule) -> jax.Array:
 
 def _attend_block(q: jax.Array, k: jax.Array, v: jax.Array, rule_q: RowRule, rule_k: RowRule) -> jax.Array:
     """All keys for one block of queries: q [B, s, Hkv, G, d], k and v [B, S2, Hkv, d] -> [B, s, Hkv, G, d]."""
-    # Heads before tokens: plain batched matrix products, on CPU a third faster than the same sums in [B, S, H, d] order.
+    # Heads before tokens: plain batched matrix products, on CPU faster than the same sums in [B, S, H, d] order.
     q, k, v = q.transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
     logits = jnp.einsum("bhgqd,bhkd->bhgqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     weights = masked_softmax(logits, mask_rows(rule_q, rule_k)[:, None, None])

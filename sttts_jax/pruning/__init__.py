@@ -3,7 +3,7 @@
     rows   = FrameRows(item, prunable)                 # which frame belongs to which video
     logits = Scorer(heads, head_dim, mlp)(x, rows)     # one score a cell, float32 logits
     bias   = soft_bias(logits, rows, grid)             # how the task loss reaches the scorer
-    kept   = select(logits, rows, fraction, capacity)  # exact budget, static shape
+    kept   = select_cells(logits, rows, fraction, capacity)  # exact budget, static shape
     layout = stream_layout(kept)                       # survivors <-> dense arrays, and back
 
 Names load on first use, so that data workers can import `pruning.budget` without jax.
@@ -22,7 +22,7 @@ _HOME = {
     "Scorer": "scorer",
     "soft_bias": "bias",
     "Kept": "select",
-    "select": "select",
+    "select_cells": "select",
     "FrameLayout": "pack",
     "pack_cells": "pack",
     "unpack_cells": "pack",

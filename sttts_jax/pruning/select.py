@@ -24,7 +24,7 @@ class Kept(NamedTuple):
     inverse: jax.Array
 
 
-def select(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacity: int) -> Kept:
+def select_cells(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacity: int) -> Kept:
     """Keeps the n_kept(T) best cells of every video and all cells of everything else.
 
     scores float32 [..., F, C], higher is better, any scale; NaN ranks last; ties break by position, earlier cells

@@ -1,7 +1,7 @@
 """The config of a run: frozen sections, built strictly from an ml_collections ConfigDict.
 
-A config file starts from `defaults()` and changes what it needs, so every key exists and can be overridden on the command line;
-`RunConfig.build` refuses keys that no section has.
+A config file starts from `defaults()` and changes what it needs, so every key exists and can be overridden on the
+command line; `RunConfig.build` refuses keys that no section has.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Learning rates of the four groups, and what they share. `frozen`: regexes on parameter names that are not trained."""
+    """Learning rates of the four groups, and what they share. `frozen`: regexes on names of parameters not trained."""
 
     llm_lr: float = 1e-5
     vit_lr: float = 5e-6
@@ -82,8 +82,8 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """z_loss: coefficient of logsumexp^2; accumulate: micro-batches of an update; max_skipped: updates in a row that may be skipped
-    for a NaN or an infinity before the run ends."""
+    """z_loss: coefficient of logsumexp^2; accumulate: micro-batches of an update; max_skipped: updates in a row that
+    may be skipped for a NaN or an infinity before the run ends."""
 
     z_loss: float = 1e-4
     accumulate: int = 1
@@ -125,7 +125,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything about a run. `tokenizer`: a directory with tokenizer.json, or "" to train one on the run's own text."""
+    """Everything about a run. `tokenizer`: a directory with tokenizer.json; "" trains one on the run's own text."""
 
     seed: int
     total_steps: int
@@ -161,7 +161,8 @@ class RunConfig:
         data = _data(tree.get("data", {}), sections["model"], sections["pruning"])
         if data.rows % sections["loss"].accumulate:
             raise ValueError(
-                f"data.rows={data.rows} does not divide by loss.accumulate={sections['loss'].accumulate}; use a multiple"
+                f"data.rows={data.rows} does not divide by loss.accumulate={sections['loss'].accumulate}; "
+                "use a multiple"
             )
         scalars = {name: tree[name] for name in ("seed", "total_steps", "tokenizer")}
         run = cls(**scalars, **sections, data=data)
@@ -195,7 +196,7 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def section(name: str, kind: type, values: Mapping[str, Any]) -> Any:
-    """A frozen section from its part of the config; a key that it does not have is named, with the nearest that it has."""
+    """A frozen section from its part of the config; an unknown key is named, with the nearest known one."""
     _known(name, values, [f.name for f in dataclasses.fields(kind)])
     return kind(**values)
 
@@ -218,7 +219,7 @@ def _known(where: str, values: Mapping[str, Any], names: list[str]) -> None:
 
 
 def parse_arg(arg: str, **spec: Any) -> Any:
-    """The argument of `--config FILE.py:a=1,b=x` as a namespace, with the types of the defaults in `spec`; unknown names refuse.
+    """The argument of `--config FILE.py:a=1,b=x` as a namespace, typed as the defaults in `spec`; unknown names refuse.
 
     >>> parse_arg("steps=5", steps=100, method="scorer").steps
     5

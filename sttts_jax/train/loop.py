@@ -2,13 +2,14 @@
 
     check the save that goes on  ->  next batch  ->  step  ->  save  ->  metrics of the step before
 
-The data position is saved right after the step that used its last batch, so a resumed run sees every batch exactly once.
+The data position is saved right after the step that used its last batch, so a resumed run sees every batch once.
 """
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -30,7 +31,16 @@ from sttts_jax.train.state import Blueprint, TrainState, blueprint, fresh_state
 from sttts_jax.train.step import HISTOGRAM_BINS, train_step
 from sttts_jax.train.watchdog import Watchdog
 
-CONSOLE = ("loss", "loss_task", "loss_aux", "accuracy_tokens", "kept/share", "fill/tokens", "time/step_s", "time/data_wait_s")
+CONSOLE = (
+    "loss",
+    "loss_task",
+    "loss_aux",
+    "accuracy_tokens",
+    "kept/share",
+    "fill/tokens",
+    "time/step_s",
+    "time/data_wait_s",
+)
 CHECKPOINTS = "checkpoints"
 
 
@@ -63,12 +73,10 @@ def prepare(config: RunConfig, workdir: Any, raw_config: dict[str, Any], tokeniz
     layout.rows_per_process(config.data.rows // config.loss.accumulate)
     if tokenizer.base_size != config.vlm.llm.vocab:
         raise ValueError(
-            f"the tokenizer has {tokenizer.base_size} base rows and model {config.model.preset} {config.vlm.llm.vocab}; "
-            "use the tokenizer that belongs to the model"
+            f"the tokenizer has {tokenizer.base_size} base rows and model {config.model.preset} {config.vlm.llm.vocab}"
+            "; use the tokenizer that belongs to the model"
         )
-    batches = train_batches(
-        config.data, tokenizer, shard_index=layout.shard_index, shard_count=layout.shard_count
-    )
+    batches = train_batches(config.data, tokenizer, shard_index=layout.shard_index, shard_count=layout.shard_count)
     plan = blueprint(config, mesh, config.data.row_shape)
     manager = Manager(as_path(workdir) / CHECKPOINTS, config.checkpoint)
     return Run(config, as_path(workdir), mesh, layout, plan, batches, manager, raw_config)
@@ -83,8 +91,8 @@ def first_state(run: Run) -> tuple[TrainState, dict[str, Any]]:
     if found is None:
         return fresh_state(run.config, run.plan, run.config.data.row_shape), {}
     counters = found.meta["counters"]
-    numbers = {name: np.int32(counters[name]) for name in ("skipped", "all_skipped")}
-    state = TrainState(np.int32(found.step), numbers["skipped"], numbers["all_skipped"], found.params, found.opt)
+    step, skipped, all_skipped = (jnp.int32(x) for x in (found.step, counters["skipped"], counters["all_skipped"]))
+    state = TrainState(step, skipped, all_skipped, found.params, found.opt)
     logging.info("resumed from step %d", found.step)
     return jax.device_put(state, run.plan.shardings), counters
 
@@ -102,7 +110,14 @@ def train(run: Run, out: Any = None) -> TrainState:
         start = int(state.step)
         clock = Clock(*_flops(run))
         clock.restore(counters.get("clock", {}))
-        writer = Metrics(run.workdir, total_steps=total, resume_step=start, console_keys=CONSOLE, tensorboard=config.log.tensorboard, out=out)
+        writer = Metrics(
+            run.workdir,
+            total_steps=total,
+            resume_step=start,
+            console_keys=CONSOLE,
+            tensorboard=config.log.tensorboard,
+            out=out,
+        )
         watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
         profile, late = ProfileWindow(config.profile, run.workdir / "profile"), Late()
         try:
@@ -152,8 +167,8 @@ def _report(run: Run, writer: Metrics, clock: Clock, number: int, metrics: dict[
         writer.note(f"step {number}: loss or gradient is not finite, update skipped ({in_row} in a row)")
     if in_row >= config.loss.max_skipped:
         raise TooManySkipped(
-            f"{in_row} updates in a row had a NaN or an infinity, up to step {number}; parameters are those of the last good "
-            f"update: lower the learning rates, or look at the data of these steps"
+            f"{in_row} updates in a row had a NaN or an infinity, up to step {number}; the parameters "
+            "are those of the last good update: lower the learning rates, or look at the data of these steps"
         )
     if number % config.log.every == 0 or final or number == 1:
         rates = learning_rates(config.optimizer.build(config.total_steps, config.pruning.scores), number)
@@ -164,7 +179,7 @@ def _report(run: Run, writer: Metrics, clock: Clock, number: int, metrics: dict[
 
 
 def _flops(run: Run) -> tuple[float, float | None]:
-    """(FLOPs of an update, peak of all devices or None): rows taken as full, survivors as spread evenly over the frames."""
+    """(FLOPs of an update, peak of all devices or None): rows taken as full, survivors as spread evenly over frames."""
     config, shape = run.config, run.config.data.row_shape
     kept = None if config.pruning.drops == "0" else [shape.kept / shape.frames] * shape.frames
     vision = shape.kept + 2 * shape.frames

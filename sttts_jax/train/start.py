@@ -40,7 +40,7 @@ def _check_same_run(root: Any, raw: dict[str, Any]) -> None:
 
 
 def run_tokenizer(run: RunConfig, root: Any) -> Tokenizer:
-    """The tokenizer kept in the workdir; the first start copies it there, or trains one on the text of the run's own sources."""
+    """The tokenizer in the workdir; the first start copies it there, or trains one on the text of the run's sources."""
     kept = root / TOKENIZER
     if (kept / "tokenizer.json").exists():
         return Tokenizer.load(kept)
@@ -61,5 +61,3 @@ def _texts(config: DataConfig) -> list[str]:
             for message in records[index].messages:
                 texts += [message.question, message.answer, *message.options]
     return texts
-
-

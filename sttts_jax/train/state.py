@@ -16,11 +16,11 @@ from sttts_jax.train.optimizer import Optimizer, make_optimizer
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """step int32: updates tried so far; skipped int32: updates in a row that were skipped, all_skipped: of the whole run."""
+    """int32 scalars: step = updates tried, skipped = updates in a row that were skipped, all_skipped = in the run."""
 
-    step: jax.Array
-    skipped: jax.Array
-    all_skipped: jax.Array
+    step: Any
+    skipped: Any
+    all_skipped: Any
     params: Any
     opt: Any
 

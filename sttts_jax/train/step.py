@@ -1,4 +1,4 @@
-"""One update: gradients of sums over micro-batches, one division by global sums, clip and AdamW per group, a guard against NaN."""
+"""One update: gradients of sums over micro-batches, one division by global sums, AdamW a group, a guard against NaN."""
 
 from typing import Any
 
@@ -39,7 +39,11 @@ def train_step(
     params, opt = guarded_update(optimizer, grads, state.opt, state.params, step, finite)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     new = TrainState(step, skipped, state.all_skipped + ~finite, params, opt)
-    metrics = _metrics(model, batch, out, norms) | {"loss": total, "skipped_in_row": skipped, "skipped": new.all_skipped}
+    metrics = _metrics(model, batch, out, norms) | {
+        "loss": total,
+        "skipped_in_row": skipped,
+        "skipped": new.all_skipped,
+    }
     return new, metrics
 
 
@@ -50,7 +54,9 @@ def _aux_cells(model: Vlm, batch: Batch) -> jax.Array:
     return jnp.sum(counted[:, 1:]).astype(jnp.float32) * model.cfg.vit.cells
 
 
-def _accumulate(grad: Any, params: Any, batch: Batch, key: jax.Array, parts: int) -> tuple[tuple[jax.Array, VlmLoss], Any]:
+def _accumulate(
+    grad: Any, params: Any, batch: Batch, key: jax.Array, parts: int
+) -> tuple[tuple[jax.Array, VlmLoss], Any]:
     """Sums over `parts` micro-batches of rows; per-row outputs are put together again."""
     if parts == 1:
         return grad(params, batch, key)
@@ -107,5 +113,7 @@ def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]
     if out.scores is not None:
         metrics["loss_aux"] = out.aux / jnp.maximum(out.aux_count, 1.0)
         weights = jnp.broadcast_to(later[..., None], out.scores.shape)
-        metrics["scores"] = jnp.histogram(out.scores, HISTOGRAM_BINS, (0.0, 1.0), weights=weights.astype(jnp.float32))[0]
+        metrics["scores"] = jnp.histogram(out.scores, HISTOGRAM_BINS, (0.0, 1.0), weights=weights.astype(jnp.float32))[
+            0
+        ]
     return metrics

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sttts_jax.models.config import VitConfig
-from sttts_jax.models.vit import Vit
+from sttts_jax.models.vit import Vit, VitOutput
 from sttts_jax.pruning.aux_loss import neighbour_cosine, temporal_loss
 from sttts_jax.pruning.bias import soft_bias
 from sttts_jax.pruning.budget import n_kept
@@ -25,6 +25,7 @@ from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import unpack_cells
 from sttts_jax.pruning.rows import FrameRows
 from tests.golden.stts_weights import from_reference, to_reference
+from tests.pruning.cases import quick_jit
 
 VALUES, GRADIENTS = 1e-4, 1e-3
 
@@ -88,23 +89,25 @@ class Golden:
         """[T, N, D], zeros in dropped positions."""
         return self.grid.to_patches(unpack_cells(out.features, out.kept))[0]
 
-    def loss(self, params, model: Vit) -> jax.Array:
+    def loss(self, params, model: Vit) -> tuple[jax.Array, VitOutput]:
         out = self.apply(model, params)
         cotangent = self.data["in/cotangent_times_4"].astype(np.float32) / 4
         patches = (self.grid.slots >= 0).sum(axis=-1)
         total, count = temporal_loss(out.logits, out.scored, self.rows, across_items=True)
         task = jnp.sum(self.hidden(out) * cotangent) / jnp.sum(out.kept.mask * patches)
-        return task + 0.5 * total / jnp.maximum(count, 1)
+        return task + 0.5 * total / jnp.maximum(count, 1), out
 
 
 def compare(path: str) -> Iterator[Row]:
     """One row a quantity: forward values, both packings, the reference's refill, the loss and every stored gradient."""
     gold = Golden(path)
     want = {k[4:]: gold.data[k] for k in gold.data.files if k.startswith("out/")}
-    model = gold.model()
-    out = jax.jit(lambda: gold.apply(model))()
+    run = quick_jit(jax.value_and_grad(gold.loss, has_aux=True), static_argnums=1)
+    runs = {packing: run(gold.params, gold.model(packing=packing)) for packing in ("staircase", "bins")}
+    (_, out), _ = runs["staircase"]
 
     def error(name: str, got) -> Row:
+        assert np.shape(got) == want[name].shape, f"{name} has shape {np.shape(got)}, stored is {want[name].shape}"
         return Row(name, float(np.max(np.abs(np.asarray(got) - want[name]), initial=0)), VALUES)
 
     yield Row("keep_cells (cells that differ)", float(np.sum(np.asarray(out.kept.mask[0]) != want["keep_cells"])), 0)
@@ -122,16 +125,11 @@ def compare(path: str) -> Iterator[Row]:
         soft = gold.model(feature=after + 1, method="soft_only")
         yield error(f"hidden_{after + 1}", gold.hidden(gold.apply(soft)))
 
-    for packing in ("staircase", "bins"):
-        packed = gold.model(packing=packing)
-        got = jax.jit(lambda packed=packed: gold.hidden(gold.apply(packed)))()
-        yield dataclasses.replace(error("hidden_last_no_refill", got), name=f"hidden_last_no_refill, {packing}")
     refill = gold.model(packing="bins", refill=True)
-    yield error("hidden_last_reference", jax.jit(lambda: gold.hidden(gold.apply(refill)))())
-
-    for packing in ("staircase", "bins"):
-        packed = gold.model(packing=packing)
-        loss, grads = jax.jit(jax.value_and_grad(gold.loss), static_argnums=1)(gold.params, packed)
+    yield error("hidden_last_reference", gold.hidden(quick_jit(lambda params: gold.apply(refill, params))(gold.params)))
+    for packing, ((loss, packed), grads) in runs.items():
+        last = error("hidden_last_no_refill", gold.hidden(packed))
+        yield dataclasses.replace(last, name=f"hidden_last_no_refill, {packing}")
         yield dataclasses.replace(error("loss", loss), name=f"loss, {packing}")
         yield from _gradients(gold, to_reference(grads, gold.cfg), packing)
 
@@ -153,10 +151,10 @@ def main(paths: list[str]) -> int:
     if not paths:
         print("usage: python -m tests.golden.compare FILE.npz [FILE.npz ...]", file=sys.stderr)
         return 2
-    jax.config.update("jax_default_matmul_precision", "highest")
     good = True
     for path in paths:
-        rows = list(compare(path))
+        with jax.default_matmul_precision("highest"):
+            rows = list(compare(path))
         width = max(len(row.name) for row in rows)
         print(path)
         for row in rows:

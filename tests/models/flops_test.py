@@ -78,7 +78,7 @@ def test_without_pruning_there_is_no_tail_and_no_scorer() -> None:
     tiny = preset("tiny")
     row = flops.row_flops(tiny, frames=4, kept_cells=None, tokens=80, pairs=3000, loss_tokens=5)
     assert row.scorer == row.vit_tail == 0
-    whole = flops.row_flops(tiny, frames=4, kept_cells=[16] * 4, tokens=80, pairs=3000, loss_tokens=5)
+    whole = flops.row_flops(tiny, frames=4, kept_cells=[tiny.vit.cells] * 4, tokens=80, pairs=3000, loss_tokens=5)
     assert whole.vit_head + whole.vit_tail == row.vit_head
     assert whole.total - whole.scorer == row.total
 
@@ -108,4 +108,4 @@ def test_pairs_of_one_example_need_only_its_counts() -> None:
 def test_analytic_parameters_follow_the_block_kind() -> None:
     tiny = preset("tiny")
     olmo = VlmConfig(tiny.vit, tiny.connector, dataclasses.replace(tiny.llm, qk_norm="full", tied=False))
-    assert flops.llm_parameters(olmo.llm) == flops.llm_parameters(tiny.llm) + 4 * (128 + 64 - 2 * 32) + 512 * 128
+    assert flops.llm_parameters(olmo.llm) == flops.llm_parameters(tiny.llm) + 3 * (96 + 96 - 2 * 24) + 512 * 96

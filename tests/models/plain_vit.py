@@ -1,4 +1,4 @@
-"""The ViT as the papers write it: one layer after the other on whole frames, dropped keys masked. Slow, and without packing."""
+"""The ViT as the papers write it: layer after layer on whole frames, dropped keys masked, nothing packed."""
 
 from typing import Any, NamedTuple
 

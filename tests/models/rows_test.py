@@ -13,7 +13,7 @@ from sttts_jax.models.rows import PrunedRows, prune_rows
 from sttts_jax.pruning.budget import as_fraction, row_capacity
 from sttts_jax.pruning.pack import take_batch
 from sttts_jax.pruning.rows import FrameRows
-from sttts_jax.pruning.select import Kept, select
+from sttts_jax.pruning.select import Kept, select_cells
 from tests.models.batches import Sizes, Talk, make_batch
 from tests.pruning.cases import quick_jit
 
@@ -44,7 +44,7 @@ def _capacity(batch: dict[str, np.ndarray]) -> int:
 def _program(positions: str, capacity: int, length: int):
     def run(batch: dict[str, jax.Array], scores: jax.Array) -> tuple[Kept, PrunedRows]:
         rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
-        kept = select(scores, rows, FRACTION, capacity)
+        kept = select_cells(scores, rows, FRACTION, capacity)
         return kept, prune_rows(batch, kept, length, positions, WINDOWS)
 
     return quick_jit(run)

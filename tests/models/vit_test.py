@@ -1,4 +1,4 @@
-"""The ViT with pruning inside: stacks, counts, and equality with a plain version, alone, in company and with padding."""
+"""The ViT with pruning inside: stacks, counts, equality with a plain version, alone, in company and with padding."""
 
 import functools
 from typing import Any
@@ -70,7 +70,9 @@ def _capacity(cfg: VitConfig, prune: PruneConfig, images: bool = True) -> int:
 def _program(cfg: VitConfig, prune: PruneConfig, capacity: int = 0):
     model = Vit(cfg, prune)
     capacity = capacity or _capacity(cfg, prune)
-    return quick_jit(lambda params, patches, rows, rng=None: model.apply({"params": params}, patches, rows, capacity, rng))
+    return quick_jit(
+        lambda params, patches, rows, rng=None: model.apply({"params": params}, patches, rows, capacity, rng)
+    )
 
 
 def _unpacked(out: VitOutput, cfg: VitConfig) -> np.ndarray:
@@ -197,7 +199,11 @@ def test_what_stands_in_padding_frames_does_not_matter(fill: float) -> None:
     """Bitwise: survivors, scores and features."""
     program = _program(CFG, PruneConfig())
     want, got = program(_params(CFG), *_padded(0.0)), program(_params(CFG), *_padded(fill))
-    for a, b in ((want.features, got.features), (want.kept.mask, got.kept.mask), (want.logits[:, :3], got.logits[:, :3])):
+    for a, b in (
+        (want.features, got.features),
+        (want.kept.mask, got.kept.mask),
+        (want.logits[:, :3], got.logits[:, :3]),
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -240,7 +246,9 @@ def test_one_compilation_for_all_inputs_of_a_bucket(packing: str) -> None:
     """50 item mixes and score distributions, up to the worst, through one program."""
     prune = PruneConfig(packing=packing)
     model, capacity = Vit(CFG, prune), _capacity(CFG, prune)
-    program = quick_jit(lambda params, patches, rows: model.apply({"params": params}, patches, rows, capacity).kept.mask)
+    program = quick_jit(
+        lambda params, patches, rows: model.apply({"params": params}, patches, rows, capacity).kept.mask
+    )
     rng, compiled, counts = np.random.default_rng(0), [], set()
 
     def count(name: str, duration: float, **_: Any) -> None:

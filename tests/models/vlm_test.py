@@ -1,4 +1,4 @@
-"""The whole model: packed rows equal their examples alone, gradients arrive everywhere, generation continues what it saw."""
+"""The whole model: packed rows equal their examples alone, gradients arrive everywhere, generation goes on rightly."""
 
 import dataclasses
 import functools
@@ -126,8 +126,13 @@ def test_the_task_loss_alone_reaches_every_part() -> None:
     flat = jax.tree_util.tree_flatten_with_path(grads)[0]
     assert all(np.isfinite(g).all() for _, g in flat)
     silent = {jax.tree_util.keystr(path, simple=True, separator="/") for path, g in flat if not g.any()}
-    assert not silent, f"no gradient reaches {silent}"
-    parts = {"scorer": grads["vit"]["scorer"], "connector": grads["connector"], "llm": grads["llm"], "vit": grads["vit"]}
+    assert silent <= {"vit/scorer/pooler/key/bias"}, f"no gradient reaches {silent}"  # that one is 0 but for noise
+    parts = {
+        "scorer": grads["vit"]["scorer"],
+        "connector": grads["connector"],
+        "llm": grads["llm"],
+        "vit": grads["vit"],
+    }
     for name, part in parts.items():
         assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(part)) > 1e-5, name
 

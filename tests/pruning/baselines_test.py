@@ -3,13 +3,12 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sttts_jax.pruning import baselines
 from sttts_jax.pruning.budget import as_fraction, n_drop
-from sttts_jax.pruning.select import select
+from sttts_jax.pruning.select import select_cells
 from tests.pruning.cases import frame_rows, kept_of, quick_jit, spans
 
 FRAMES, CELLS, WINDOW, WIDTH = 8, 6, 2, 4
@@ -88,7 +87,7 @@ def _program(method: str, fraction: str):
             "reference_tracking": lambda: baselines.reference_tracking_scores(x, ROWS, as_fraction(fraction)),
             "random": lambda: baselines.random_scores(rng, ROWS, CELLS),
         }[method]()
-        return select(scores, ROWS, as_fraction(fraction), FRAMES * CELLS).mask
+        return select_cells(scores, ROWS, as_fraction(fraction), FRAMES * CELLS).mask
 
     return quick_jit(keep)
 

@@ -14,7 +14,7 @@ from sttts_jax.pruning.bins import plan_bins, switch_bins
 from sttts_jax.pruning.budget import as_fraction, row_capacity
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.pack import pack_cells, unpack_cells
-from sttts_jax.pruning.select import Kept, select
+from sttts_jax.pruning.select import Kept, select_cells
 from sttts_jax.pruning.staircase import stream_layout
 from tests.pruning.cases import frame_rows, quick_jit, scores_like
 
@@ -72,7 +72,7 @@ class Case:
     def kept(self, pattern: str) -> Kept:
         rows = range(self.x.shape[0])
         scores = np.stack([scores_like(pattern, FRAMES, self.grid.cells, seed) for seed in rows])
-        return quick_jit(select, static_argnums=(2, 3))(scores, self.rows, self.fraction, self.capacity)
+        return quick_jit(select_cells, static_argnums=(2, 3))(scores, self.rows, self.fraction, self.capacity)
 
     def result(self, tokens: jax.Array, kept: Kept) -> tuple[jax.Array, jax.Array]:
         """(loss, tokens) with zeros in dropped cells and empty slots."""

@@ -57,7 +57,9 @@ def test_formula(params: dict, across: bool) -> None:
     for row, frame in [(0, 0), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2)]:
         for cell in (0, 3):
             previous = None if (row, frame) in starts else x[row, frame - 1, cell]
-            np.testing.assert_allclose(got[row, frame, cell], _by_hand(params, previous, x[row, frame, cell]), rtol=1e-4)
+            np.testing.assert_allclose(
+                got[row, frame, cell], _by_hand(params, previous, x[row, frame, cell]), rtol=1e-4
+            )
 
 
 def test_a_score_depends_on_its_cell_and_its_predecessor_only(params: dict) -> None:

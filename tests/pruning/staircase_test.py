@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttts_jax.pruning.budget import as_fraction, row_capacity
-from sttts_jax.pruning.select import select
+from sttts_jax.pruning.select import select_cells
 from sttts_jax.pruning.staircase import stairs, stream_layout
 from tests.pruning.cases import Item, frame_rows, quick_jit
 from tests.pruning.select_test import item_mixes
@@ -61,7 +61,7 @@ def test_more_classes_cost_less_attention() -> None:
 @functools.cache
 def _layout(fraction: Fraction, capacity: int):
     def make(scores: jax.Array, rows):
-        kept = select(scores, rows, fraction, capacity)
+        kept = select_cells(scores, rows, fraction, capacity)
         return kept, stream_layout(kept)
 
     return quick_jit(make)

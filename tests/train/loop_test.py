@@ -1,5 +1,6 @@
 """The loop, with the real data, model and checkpoints: resume after kill -9, NaN steps, refusals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -59,11 +60,13 @@ def test_a_run_learns_and_logs_what_it_should(whole):
 
 @pytest.mark.slow
 def test_kill_9_at_any_step_resumes_bit_equal(clips, whole, tmp_path):
-    """A process is killed without warning, twice; the same command goes on, and the loss curve is the uninterrupted one."""
+    """A process is killed without warning, twice; the same command goes on, with the uninterrupted loss curve."""
     command = [sys.executable, "-m", "tests.train.tiny_run", str(clips), str(tmp_path), str(STEPS)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for kill_at in (3, 6):
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for line in process.stdout:
             if line.startswith(f"step {kill_at}/"):
                 os.kill(process.pid, signal.SIGKILL)
@@ -123,7 +126,8 @@ def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path
 
 
 def test_bad_records_are_skipped_and_too_many_stop_the_run(clips, tmp_path):
-    lines = [f'{{"video": "{tmp_path}/missing{i}.mp4", "question": "What?", "answer": "red"}}' for i in range(40)]
+    messages = [{"question": "What?", "answer": "red"}]
+    lines = [json.dumps({"video": f"missing{i}.mp4", "messages": messages}) for i in range(40)]
     (tmp_path / "bad.jsonl").write_text("\n".join(lines))
     config = tiny_config(clips)
     config.data.sources = ((f"jsonl:{tmp_path}/bad.jsonl", 1.0, "train"),)
@@ -132,15 +136,17 @@ def test_bad_records_are_skipped_and_too_many_stop_the_run(clips, tmp_path):
 
 
 def test_micro_batches_give_the_update_of_the_whole_batch(clips):
-    whole_run = RunConfig.build(tiny_config(clips, data__rows=4))
-    parts_run = RunConfig.build(tiny_config(clips, data__rows=4, loss__accumulate=2))
+    whole_run = RunConfig.build(tiny_config(clips, data__rows=8))
+    parts_run = RunConfig.build(tiny_config(clips, data__rows=8, loss__accumulate=2))
     results = []
     for run in (whole_run, parts_run):
         mesh = loop.make_mesh({"data": 1}, jax.devices()[:1])
         plan = loop.blueprint(run, mesh, run.data.row_shape)
         state = fresh_state(run, plan, run.data.row_shape)
         batch = _fake_batch(run)
-        new, metrics = jax.jit(lambda s, b, run=run, plan=plan: train_step(run, plan.model, plan.optimizer, s, b))(state, batch)
+        new, metrics = jax.jit(lambda s, b, run=run, plan=plan: train_step(run, plan.model, plan.optimizer, s, b))(
+            state, batch
+        )
         results.append((jax.device_get(new.params), jax.device_get(metrics)))
     (one, m1), (two, m2) = results
     np.testing.assert_allclose(m1["loss"], m2["loss"], rtol=1e-5)
@@ -150,10 +156,10 @@ def test_micro_batches_give_the_update_of_the_whole_batch(clips):
 
 
 def _fake_batch(run: RunConfig) -> dict[str, jax.Array]:
+    import tempfile
+
     from sttts_jax.data.pipeline import train_batches
     from sttts_jax.data.tokenizer import train_tokenizer
-
-    import tempfile
 
     with tempfile.TemporaryDirectory() as directory:
         tokenizer = train_tokenizer(["what color appeared first? red green"], directory, run.vlm.llm.vocab)

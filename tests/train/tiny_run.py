@@ -11,7 +11,7 @@ from sttts_jax.train.start import start
 
 
 def build_clips(directory: Path) -> Path:
-    build("shapes_video_qa", str(directory), (16, 4, 4))
+    build("shapes_video_qa", str(directory), {"train": 16, "validation": 4, "test": 4})
     return directory
 
 
@@ -20,11 +20,13 @@ def tiny_config(data_dir: Path, **settings) -> ml_collections.ConfigDict:
     config = defaults()
     config.total_steps = 8
     config.data.sources = (("shapes_video_qa", 1.0, "train", str(data_dir)),)
-    config.data.rows, config.data.frames_per_row, config.data.items_per_row = 2, 8, 1
+    config.data.rows, config.data.frames_per_row, config.data.items_per_row = 8, 8, 1
     config.data.max_frames, config.data.row_length, config.data.max_messages = 8, 256, 2
     config.data.cache, config.data.packing_rows = True, 2
     config.optimizer.warmup = 2
-    config.optimizer.llm_lr = config.optimizer.vit_lr = config.optimizer.connector_lr = config.optimizer.scorer_lr = 1e-3
+    config.optimizer.llm_lr = config.optimizer.vit_lr = config.optimizer.connector_lr = config.optimizer.scorer_lr = (
+        1e-3
+    )
     config.checkpoint.every, config.log.every, config.log.tensorboard = 2, 1, False
     for key, value in settings.items():
         section, _, name = key.partition("__")
