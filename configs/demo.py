@@ -10,6 +10,8 @@ data_dir.
 
 import ml_collections
 
+from sttts_jax.models.presets import preset
+from sttts_jax.pruning.budget import n_kept
 from sttts_jax.train.config import defaults, parse_arg
 
 
@@ -29,8 +31,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.frames_per_row = 8
     config.data.items_per_row = 1
     config.data.rows = 8
-    config.data.row_length = 256  # three questions a clip
     config.data.max_messages = 3
+    # Room for the same text in every run: 200 tokens of time stamps, markers and questions, then what the run keeps.
+    removed = "0" if args.method in ("none", "soft_only") else args.fraction
+    config.data.row_length = 200 + n_kept(config.data.max_frames, removed, preset("tiny").vit.cells)
     config.data.seed = args.seed
     config.data.cache = True
 

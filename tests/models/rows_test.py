@@ -168,6 +168,16 @@ def test_visual_rows_land_on_their_tokens_and_take_one_gradient_each() -> None:
     np.testing.assert_array_equal(grad, want)
 
 
+def test_what_stands_in_padding_does_not_matter() -> None:
+    batch, kept, want = _check(list(MIXES.values()), "dense", 50)
+    empty = batch["example"] < 0
+    for name in ("tokens", "targets", "position", "segment"):
+        batch[name][empty] = 7
+    batch["weights"][empty], batch["vision"][empty] = 1.0, True
+    got = _program("dense", kept.ids.shape[1], 50)(batch, _scores(len(MIXES), 0))[1]
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_loss_weight_is_kept_whole() -> None:
     batch, _, got = _check(list(MIXES.values()), "dense", 50)
     np.testing.assert_allclose(got.weights.sum(axis=1), batch["weights"].sum(axis=1), rtol=1e-6)

@@ -242,21 +242,40 @@ def _with_answer(batch: dict[str, np.ndarray], answer: np.ndarray) -> dict[str, 
 
 @pytest.mark.parametrize("positions", ["dense", "original"])
 @pytest.mark.parametrize("method", ["scorer", pytest.param("none", marks=pytest.mark.slow)])
-def test_generation_continues_as_repeated_full_forward_does(method: str, positions: str) -> None:
-    """Prompts of different lengths, pruned inside prefill; greedy tokens of ever longer rows, run whole each time."""
+def test_prefill_and_decode_continue_as_repeated_full_forward_does(method: str, positions: str) -> None:
+    """Prompts of different lengths, pruned inside prefill; greedy, against ever longer rows that are run whole."""
     prune, count = PruneConfig(method=method, positions=positions), 4
-    params, batch, key = _params(prune), _batch(PROMPTS), jax.random.key(0)
-    out = generate(_model(prune), {"params": params}, batch, max_new_tokens=count, stop_ids=())
-    head = params["llm"]["embedding"]
+    model, params, batch = _model(prune), _params(prune), _batch(PROMPTS)
+    prefill = quick_jit(lambda p, b: model.apply({"params": p}, b, LENGTH + count, method="prefill"))
+    decode = quick_jit(lambda p, *args: model.apply({"params": p}, *args, method="decode"))
+    logits, cache, position, seen = prefill(params, batch)
+    answer = np.zeros((2, 0), np.int32)
+    for step in range(count):
+        hidden, rule, loss = _forward(prune)(params, _with_answer(batch, answer), jax.random.key(0))
+        last = np.asarray((rule.example >= 0).sum(axis=1)) - 1
+        want = np.stack([hidden[i, end] @ params["llm"]["embedding"].T for i, end in enumerate(last)])
+        np.testing.assert_allclose(logits, want, atol=1e-4 * np.abs(want).max())
+        np.testing.assert_array_equal(seen.kept.mask, loss.kept)
+        token = np.argmax(want, axis=-1).astype(np.int32)
+        answer = np.concatenate([answer, token[:, None]], axis=1)
+        logits, cache = decode(params, token, position + step, cache)
+    assert len(np.unique(answer)) > 2, "a constant answer proves little"
+
+
+def test_generate_drives_prefill_and_decode() -> None:
+    """Greedy tokens and kept cells; the model's own loop, step by step, gives the same."""
+    prune, count = PruneConfig(), 3
+    model, params, batch = _model(prune), _params(prune), _batch(PROMPTS)
+    out = generate(model, {"params": params}, batch, max_new_tokens=count, stop_ids=())
     answer = np.zeros((2, 0), np.int32)
     for _ in range(count):
-        hidden, rule, loss = _forward(prune)(params, _with_answer(batch, answer), key)
+        hidden, rule, loss = _forward(prune)(params, _with_answer(batch, answer), jax.random.key(0))
         last = np.asarray((rule.example >= 0).sum(axis=1)) - 1
-        chosen = np.argmax(np.stack([hidden[i, end] @ head.T for i, end in enumerate(last)]), axis=-1)
-        answer = np.concatenate([answer, chosen[:, None].astype(np.int32)], axis=1)
+        token = [np.argmax(hidden[i, end] @ params["llm"]["embedding"].T) for i, end in enumerate(last)]
+        answer = np.concatenate([answer, np.asarray(token, np.int32)[:, None]], axis=1)
     np.testing.assert_array_equal(out.tokens, answer)
-    assert len(np.unique(answer)) > 2, "a constant answer proves little"
     np.testing.assert_array_equal(out.kept, loss.kept)
+    np.testing.assert_allclose(out.scores, loss.scores, atol=1e-6)
 
 
 def test_compute_dtype_of_the_cache() -> None:

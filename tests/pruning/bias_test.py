@@ -48,7 +48,7 @@ def test_forms(rescale: str) -> None:
 
 def test_rows_of_an_oblong_grid_are_rows() -> None:
     grid = CellGrid((4, 6), (2, 2))  # 2 rows of 3 cells
-    logits = jnp.asarray([[[0.0] * 6, [1.0, 2.0, 3.0, -1.0, 0.0, 5.0]]])
+    logits = jnp.asarray([[[0.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]])
     bias = soft_bias(logits, frame_rows([("video", 2)], frames=2), grid, "row")[0, 1]
     np.testing.assert_allclose(bias[jnp.array([0, 3])], -2.0, atol=1e-5)  # the least of each row
     np.testing.assert_allclose(bias[jnp.array([2, 5])], 0.0, atol=1e-4)  # the largest of each row

@@ -75,7 +75,8 @@ def test_a_score_depends_on_its_cell_and_its_predecessor_only(params: dict) -> N
 def test_low_precision_keeps_float32_logits(params: dict) -> None:
     low = quick_jit(SCORER.clone(dtype=jnp.bfloat16).apply)({"params": params}, X.astype(jnp.bfloat16), ROWS)
     assert low.dtype == jnp.float32
-    assert len(np.unique(low)) == low.size, "bf16 rounding would make ties"
+    rounded = low.astype(jnp.bfloat16).astype(jnp.float32)
+    assert (low != rounded).mean() > 0.9, "the last layer must not round: that makes ties"
     np.testing.assert_allclose(low, _run(params, X), atol=0.1 * np.abs(_run(params, X)).max())
 
 
