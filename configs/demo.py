@@ -25,6 +25,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.pruning.method = args.method
     config.pruning.fraction = args.fraction
+    # From scratch the temporal loss would rather freeze the features than teach the scorer: with its gradient let
+    # through, neighbouring frames grow alike and the scores go to 0 within a few hundred steps.
+    config.pruning.aux_stop_gradient = True
 
     config.data.sources = (("shapes_video_qa", 1.0, "train", args.data_dir),)
     config.data.max_frames = 8

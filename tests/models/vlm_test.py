@@ -12,6 +12,7 @@ import pytest
 
 from sttts_jax.evals.generate import generate
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig
+from sttts_jax.models.connector import Connector
 from sttts_jax.models.vlm import Vlm, pixels_to_patches
 from sttts_jax.pruning.budget import n_kept, row_capacity
 from sttts_jax.pruning.cells import CellGrid
@@ -146,6 +147,24 @@ def test_the_temporal_loss_adds_to_it() -> None:
         assert any(float(jnp.abs(a - b).max()) > 1e-6 for a, b in pairs) == moves
 
 
+def test_each_visual_token_gets_the_features_of_its_own_cell() -> None:
+    """What the language model starts from: embeddings, and the connector's rows on the <im_patch> of the kept cells."""
+    prune, batch = PruneConfig(), _batch(ROWS)
+    params, model = _params(prune), _model(prune)
+    prefix = quick_jit(lambda p, b: model.apply({"params": p}, b, method="prefix"))(params, batch)
+    connector = Connector(CFG.connector, CFG.llm.width)
+    visual = np.asarray(quick_jit(connector.apply)({"params": params["connector"]}, prefix.vit.features))
+    table = np.concatenate([params["llm"]["embedding"], params["llm"]["new_embedding"]])
+    mask = np.asarray(prefix.vit.kept.mask).reshape(len(ROWS), -1)
+    for row in range(len(ROWS)):
+        rank = np.cumsum(mask[row]) - 1
+        cells = batch["cells"][row][batch["example"][row] >= 0]
+        alive = (cells < 0) | mask[row][cells]
+        want = table[batch["tokens"][row][: len(cells)]]
+        want = (want + np.where(cells[:, None] >= 0, visual[row][rank[cells]], 0))[alive]
+        np.testing.assert_allclose(prefix.x[row, : len(want)], want, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_keeps_its_budget(method: str) -> None:
     prune = PruneConfig(method=method)
@@ -205,6 +224,19 @@ def test_image_windows_see_what_video_cells_see() -> None:
 
 def test_bfloat16_compute_is_near_float32() -> None:
     prune, batch = PruneConfig(), _batch(ROWS)
+    low = _model(prune, dtype=jnp.bfloat16)
+    hidden, prefix = quick_jit(lambda p, b: low.apply({"params": p}, b))(_params(prune), batch)
+    want, rule, loss = _run(prune, batch)
+    assert hidden.dtype == jnp.bfloat16 and prefix.vit.logits.dtype == jnp.float32
+    np.testing.assert_array_equal(prefix.vit.kept.mask.sum(axis=(1, 2)), loss.kept.sum(axis=(1, 2)))
+    real = np.asarray(rule.example >= 0)
+    ours, theirs = np.asarray(hidden, np.float32)[real], np.asarray(want)[real]
+    assert np.vdot(ours, theirs) > 0.98 * np.linalg.norm(ours) * np.linalg.norm(theirs)
+
+
+@pytest.mark.slow
+def test_bfloat16_gradients_are_near_float32() -> None:
+    prune, batch = PruneConfig(), _batch(ROWS)
     low, grads = _gradients(prune, jnp.bfloat16)(_params(prune), batch, 0.5)
     full, want = _gradients(prune)(_params(prune), batch, 0.5)
     assert low.dtype == jnp.float32 and {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
@@ -240,8 +272,13 @@ def _with_answer(batch: dict[str, np.ndarray], answer: np.ndarray) -> dict[str, 
     return batch
 
 
-@pytest.mark.parametrize("positions", ["dense", "original"])
-@pytest.mark.parametrize("method", ["scorer", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "positions"),
+    [
+        ("scorer", "dense"),
+        *(pytest.param(m, p, marks=pytest.mark.slow) for m, p in (("scorer", "original"), ("none", "dense"))),
+    ],
+)
 def test_prefill_and_decode_continue_as_repeated_full_forward_does(method: str, positions: str) -> None:
     """Prompts of different lengths, pruned inside prefill; greedy, against ever longer rows that are run whole."""
     prune, count = PruneConfig(method=method, positions=positions), 4
@@ -262,6 +299,7 @@ def test_prefill_and_decode_continue_as_repeated_full_forward_does(method: str, 
     assert len(np.unique(answer)) > 2, "a constant answer proves little"
 
 
+@pytest.mark.slow
 def test_generate_drives_prefill_and_decode() -> None:
     """Greedy tokens and kept cells; the model's own loop, step by step, gives the same."""
     prune, count = PruneConfig(), 3
