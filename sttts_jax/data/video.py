@@ -8,6 +8,7 @@ Sampling is Molmo2's "uniform, last frame included" rule. Whatever the length of
 frames, one decoded picture and eight bytes a packet.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +72,10 @@ def decode(
     name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
     with video_stream.open_stream(source, name, codec_threads) as (container, stream):
         timeline = video_stream.scan(container, stream, name)
-    try:
-        if timeline.ordered:
+    if timeline.ordered:
+        # OutOfOrder: the packets' times are not what decodes, so frames are counted below instead.
+        with contextlib.suppress(video_stream.OutOfOrder):
             return _sample(source, name, timeline, max_frames, max_fps, size, start, end, codec_threads)
-    except video_stream.OutOfOrder:
-        pass  # the packets' times are not what decodes: count frames instead
     with video_stream.open_stream(source, name, codec_threads) as (container, stream):
         timeline = video_stream.count(container, stream, timeline, name)
     return _sample(source, name, timeline, max_frames, max_fps, size, start, end, codec_threads)

@@ -88,15 +88,16 @@ class Panel:
     from_zero: bool = True  # whether the y axis starts at 0
 
 
+# As train.step and train.clock log them.
 PANELS = (
-    Panel("loss", "Task loss"),
-    Panel("aux_loss", "Auxiliary loss"),
-    Panel("accuracy", "Share of answer tokens right in training", "percent"),
-    Panel("step_seconds", "Seconds a step", "seconds"),
-    Panel("kept_share", "Kept share of cells", "percent"),
-    Panel("fill_rate", "Fill rate of rows", "percent", from_zero=False),
-    Panel("tokens_per_second", "Tokens a second"),
-    Panel("data_wait_share", "Share of time spent waiting for data", "percent"),
+    Panel("loss_task", "Task loss"),
+    Panel("loss_aux", "Auxiliary loss"),
+    Panel("accuracy_tokens", "Share of answer tokens right in training", "percent"),
+    Panel("time/step_s", "Seconds a step", "seconds"),
+    Panel("kept/share", "Kept share of cells", "percent"),
+    Panel("fill/tokens", "Fill rate of rows", "percent", from_zero=False),
+    Panel("rate/tokens_per_s", "Tokens a second"),
+    Panel("time/data_wait_share", "Share of time spent waiting for data", "percent"),
 )
 
 

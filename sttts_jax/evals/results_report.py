@@ -12,22 +12,11 @@ from sttts_jax.evals.harness_questions import Questions
 from sttts_jax.evals.harness_subject import Subject
 from sttts_jax.evals.report import METHODS
 from sttts_jax.evals.report_charts import percent
-from sttts_jax.evals.report_views import Panel, ReportView, RunView, ScoreView
+from sttts_jax.evals.report_views import ReportView, RunView, ScoreView
 from sttts_jax.evals.results import Result
 from sttts_jax.evals.results_table import step_text
 from sttts_jax.evals.view import view_video
 
-# As train.step and train.clock log them.
-PANELS = (
-    Panel("loss_task", "Task loss"),
-    Panel("loss_aux", "Auxiliary loss"),
-    Panel("accuracy_tokens", "Share of answer tokens right in training", "percent"),
-    Panel("time/step_s", "Seconds a step", "seconds"),
-    Panel("kept/share", "Kept share of cells", "percent"),
-    Panel("fill/tokens", "Fill rate of rows", "percent", from_zero=False),
-    Panel("rate/tokens_per_s", "Tokens a second"),
-    Panel("time/data_wait_share", "Share of time spent waiting for data", "percent"),
-)
 CLIPS = 4
 LONGEST = 80  # characters of an answer
 SHOWN = ("scorer", "random")  # methods whose kept tokens are shown
@@ -69,7 +58,6 @@ def report_view(runs: Sequence[Evaluated], questions: Questions, rows: int, comm
         summary=_summary(runs, asked),
         chance=task.chance,
         clips=clips(runs, questions),
-        panels=PANELS,
         facts=facts,
     )
 

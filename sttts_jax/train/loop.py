@@ -44,8 +44,8 @@ CONSOLE = (
 CHECKPOINTS = "checkpoints"
 
 
-class TooManySkipped(RuntimeError):
-    """Updates in a row had a NaN or an infinity."""
+class TooManySkipped(ValueError):
+    """Updates in a row had a NaN or an infinity; said in one sentence, as what the user can mend."""
 
 
 @dataclasses.dataclass
@@ -60,10 +60,6 @@ class Run:
     batches: Batches
     manager: Manager
     raw_config: dict[str, Any]
-
-    @property
-    def meta_layout(self) -> dict[str, int]:
-        return self.layout.describe()
 
 
 def prepare(config: RunConfig, workdir: Any, raw_config: dict[str, Any], tokenizer: Tokenizer) -> Run:
@@ -86,7 +82,7 @@ def first_state(run: Run) -> tuple[TrainState, dict[str, Any]]:
     """(state, counters): the newest whole checkpoint, else fresh parameters."""
     abstract = run.plan.abstract
     found: Restored | None = run.manager.restore_latest(
-        abstract.params, abstract.opt, DataState(run.batches), config=run.raw_config, layout=run.meta_layout
+        abstract.params, abstract.opt, DataState(run.batches), config=run.raw_config, layout=run.layout.describe()
     )
     if found is None:
         return fresh_state(run.config, run.plan, run.config.data.row_shape), {}
@@ -153,7 +149,7 @@ def train(run: Run, out: Any = None) -> TrainState:
 
 def _save(run: Run, number: int, state: TrainState, clock: Clock) -> None:
     counters = {"skipped": int(state.skipped), "all_skipped": int(state.all_skipped), "clock": clock.state()}
-    meta = build_meta(step=number, config=run.raw_config, data_layout=run.meta_layout, counters=counters)
+    meta = build_meta(step=number, config=run.raw_config, data_layout=run.layout.describe(), counters=counters)
     run.manager.save(number, state.params, state.opt, DataState(run.batches), meta)
 
 

@@ -64,12 +64,11 @@ def _accumulate(
     split = {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
 
     def one(sums: Any, inputs: Any) -> tuple[Any, Any]:
-        (value, out), grads = grad(params, inputs[0], inputs[1])
-        summed = (value, out.task, out.aux, out.aux_count, grads)
-        return jax.tree.map(jnp.add, sums, summed), (out.kept, out.scores)
+        summed, rows = _sums_and_rows(grad, params, inputs)
+        return jax.tree.map(jnp.add, sums, summed), rows
 
     inputs = (split, jax.random.split(key, parts))
-    shapes = jax.eval_shape(lambda i: one_sums(grad, params, i), jax.tree.map(lambda x: x[0], inputs))
+    shapes = jax.eval_shape(lambda i: _sums_and_rows(grad, params, i)[0], jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (value, task, aux, count, grads), (kept, scores) = jax.lax.scan(one, zeros, inputs)
 
@@ -79,10 +78,10 @@ def _accumulate(
     return (value, VlmLoss(task, aux, count, join(kept), None if scores is None else join(scores))), grads
 
 
-def one_sums(grad: Any, params: Any, inputs: Any) -> Any:
-    """What a micro-batch adds up: for shapes only."""
+def _sums_and_rows(grad: Any, params: Any, inputs: Any) -> tuple[Any, Any]:
+    """(what micro-batches add up, what each has of its own rows)."""
     (value, out), grads = grad(params, *inputs)
-    return value, out.task, out.aux, out.aux_count, grads
+    return (value, out.task, out.aux, out.aux_count, grads), (out.kept, out.scores)
 
 
 def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]) -> dict[str, jax.Array]:

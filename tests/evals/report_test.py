@@ -51,7 +51,7 @@ def _accuracy(value: float) -> Accuracy:
 
 
 def _run(name: str, method: str, **changes: object) -> RunView:
-    rows = [{"step": step, "loss": 2 / (step + 1), "step_seconds": 0.2} for step in range(400)]
+    rows = [{"step": step, "loss_task": 2 / (step + 1), "time/step_s": 0.2} for step in range(400)]
     families = {"order_of_events": _accuracy(0.9), "where": _accuracy(0.8)}
     by_fraction = {0.0: _accuracy(0.9), 0.5: _accuracy(0.88)}
     run = RunView(name, method, 0.5, rows, _accuracy(0.85), families, by_fraction, {0.0: 0.3, 0.5: 0.2}, 0.5)
@@ -209,7 +209,7 @@ def test_training_report_of_a_run_with_nothing_measured() -> None:
 
 
 def test_not_a_number_is_left_out_of_curves() -> None:
-    rows = [{"step": i, "loss": math.nan if i % 3 else 1.0 / (i + 1)} for i in range(90)]
+    rows = [{"step": i, "loss_task": math.nan if i % 3 else 1.0 / (i + 1)} for i in range(90)]
     text = training_report(ReportView("Gaps", [_run("a", "scorer", metrics=rows)]))
     assert "nan" not in text.split("<main>")[1].lower()
 
