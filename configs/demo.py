@@ -1,6 +1,6 @@
 """A small video VLM that learns to answer questions about made-up mp4 files, in minutes on a laptop's CPU.
 
-    sttts-jax data build shapes_video_qa
+    sttts-jax data build shapes_video_qa --style short_answer
     sttts-jax train --config configs/demo.py:method=scorer,fraction=0.5 --workdir runs/demo/scorer
 
 Arguments: method (scorer, random, easy, reference_tracking, soft_only, none), fraction (removed share), steps, seed,
@@ -17,7 +17,7 @@ from sttts_jax.train.config import defaults, parse_arg
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The config of one run of the demo."""
-    args = parse_arg(arg, method="scorer", fraction="0.5", steps=1200, seed=0, data_dir="~/.cache/sttts_jax/data")
+    args = parse_arg(arg, method="scorer", fraction="0.5", steps=800, seed=0, data_dir="~/.cache/sttts_jax/data")
     config = defaults()
     config.seed = args.seed
     config.total_steps = args.steps
@@ -34,15 +34,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.frames_per_row = 8
     config.data.items_per_row = 1
     config.data.rows = 8
-    config.data.max_messages = 3
-    # Room for the same text in every run: 200 tokens of time stamps, markers and questions, then what the run keeps.
+    config.data.max_messages = 5
+    # Room for the same text in every run: 165 tokens of time stamps, markers and questions, then what the run keeps.
     removed = "0" if args.method in ("none", "soft_only") else args.fraction
-    config.data.row_length = 200 + n_kept(config.data.max_frames, removed, preset("tiny").vit.cells)
+    config.data.row_length = 165 + n_kept(config.data.max_frames, removed, preset("tiny").vit.cells)
     config.data.seed = args.seed
     config.data.cache = True
 
-    config.optimizer.llm_lr = config.optimizer.vit_lr = config.optimizer.connector_lr = 6e-4
-    config.optimizer.scorer_lr = 6e-4
+    config.optimizer.llm_lr = config.optimizer.vit_lr = config.optimizer.connector_lr = 1e-3
+    config.optimizer.scorer_lr = 1e-3
     config.optimizer.warmup = 50
 
     config.checkpoint.every = 400

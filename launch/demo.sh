@@ -31,7 +31,7 @@ METHODS=(none scorer random)
 SIZES=3000,100,300 # clips of train, validation, test
 
 build_data() {
-  run "$VENV/bin/sttts-jax" data build shapes_video_qa --data_dir "$workdir/data" --size "$SIZES"
+  run "$VENV/bin/sttts-jax" data build shapes_video_qa --data_dir "$workdir/data" --size "$SIZES" --style short_answer
 }
 
 train() { # METHOD

@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", parents=[folder], help="make a dataset on disk")
     build.add_argument("name")
     build.add_argument("--size", default="3000,300,600", help="clips of train,validation,test (%(default)s)")
+    build.add_argument("--style", default="both", help="short_answer, multiple_choice or both (%(default)s)")
     build.set_defaults(run=_build)
 
     inspect = commands.add_parser("inspect", parents=[folder], help="print records, draw their frames")
@@ -67,7 +68,7 @@ def _build(args: argparse.Namespace) -> int:
     if len(words) != len(SPLITS) or not all(word.strip().isdigit() for word in words):
         raise ValueError(f"--size {args.size} must be three whole numbers of clips: train,validation,test")
     sizes = dict(zip(SPLITS, map(int, words), strict=True))
-    path = registry.build(args.name, args.data_dir, sizes)
+    path = registry.build(args.name, args.data_dir, sizes, args.style)
     print(f"{args.name}: {', '.join(f'{n} {split}' for split, n in sizes.items())} clips in {path}")
     return 0
 

@@ -81,7 +81,7 @@ PRESETS: dict[str, VlmConfig] = {
             mlp=192,
             vocab=512,
             extra_vocab=16,
-            rope_theta=10_000.0,
+            rope_theta=1_000_000.0,
         ),
     ),
     "molmo2-4b": _molmo2(_QWEN3_4B),

@@ -68,9 +68,11 @@ class Vit(nn.Module):
     def setup(self) -> None:
         c = self.cfg
         self.grid = CellGrid(c.grid, c.cell)
-        # About the size of a patch embedding: a model that starts from nothing sees positions from the first step.
-        position = nn.with_logical_partitioning(nn.initializers.normal(0.5), (dims.POSITION, dims.EMBED))
-        self.patch_embedding = dense(c.width, -1, (dims.PATCH_IN, dims.EMBED), 1, self.dtype, "patch_embedding")
+        # A model that starts from nothing should see what and where from the first step. Pixels are small (about 0.3)
+        # and alike within a patch: with a gain of 6 their embedding is of the size of the positions, about one.
+        position = nn.with_logical_partitioning(nn.initializers.normal(1.0), (dims.POSITION, dims.EMBED))
+        patch_axes = (dims.PATCH_IN, dims.EMBED)
+        self.patch_embedding = dense(c.width, -1, patch_axes, 1, self.dtype, "patch_embedding", gain=6.0)
         self.position_embedding = self.param("position_embedding", position, (self.grid.patches, c.width))
         for first, end in cuts(c):
             setattr(self, stack_name(first, end), self._stack(end - first))

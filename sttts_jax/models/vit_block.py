@@ -1,6 +1,6 @@
 """One block of the SigLIP2 vision transformer: pre-norm attention inside frames, then a tanh-GELU MLP (Molmo2)."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -35,17 +35,26 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.eps)
 
 
-def dense(features: int | tuple[int, ...], axis: int | tuple[int, ...], names: tuple, outs: int, dtype, name: str):
+def dense(
+    features: int | tuple[int, ...],
+    axis: int | tuple[int, ...],
+    names: tuple[str, ...],
+    outs: int,
+    dtype: Any,
+    name: str,
+    gain: float = 1.0,
+) -> nn.DenseGeneral:
     """A linear layer whose heads stay an axis of their own.
 
-    `names` are the kernel's logical axes, the last `outs` of them the bias's.
+    `names` are the kernel's logical axes, the last `outs` of them the bias's; weights start with standard deviation
+    gain / sqrt(fan-in).
     """
     return nn.DenseGeneral(
         features,
         axis=axis,
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(
-            nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), names
+            nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal"), names
         ),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), names[-outs:]),
         name=name,

@@ -8,6 +8,7 @@ from sttts_jax import distributed
 from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import read_meta
 from sttts_jax.data.config import DataConfig
+from sttts_jax.data.prompt import target_text, user_text
 from sttts_jax.data.sources.registry import open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.paths import as_path
@@ -53,11 +54,11 @@ def run_tokenizer(run: RunConfig, root: Any) -> Tokenizer:
 
 
 def _texts(config: DataConfig) -> list[str]:
-    """Questions, options and answers of the first records of every source."""
+    """What the model reads and says of the first records of every source, and the names of the chat's roles."""
     texts = []
     for source in config.sources:
         records = open_source(source)
         for index in range(min(len(records), TEXT_RECORDS)):
             for message in records[index].messages:
-                texts += [message.question, message.answer, *message.options]
+                texts += ["user\n", user_text(message), "assistant\n", target_text(message), *message.options]
     return texts

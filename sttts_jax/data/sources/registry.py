@@ -64,7 +64,7 @@ def open_source(source: Source) -> Records:
     return TfdsRecords(directory, source.split)
 
 
-def build(name: str, data_dir: str, sizes: dict[str, int]) -> str:
+def build(name: str, data_dir: str, sizes: dict[str, int], style: str = "both") -> str:
     """Builds a dataset unless it is there; returns its directory. `sizes` are clips per split."""
     if name not in BUILDERS:
         raise ValueError(f"there is nothing to build under the name {name!r}; known are {', '.join(BUILDERS)}")
@@ -78,7 +78,7 @@ def build(name: str, data_dir: str, sizes: dict[str, int]) -> str:
     logging.set_verbosity(logging.ERROR)  # it warns of configs that it has not seen before
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # and speaks of downloads
-            config = shapes_config(**sizes)
+            config = shapes_config(**sizes, style=style)
             builder = ShapesVideoQa(data_dir=os.path.expanduser(data_dir), config=config, file_format="array_record")
             builder.download_and_prepare()
     finally:
@@ -98,13 +98,14 @@ def find_built(name: str, config: str, data_dir: str) -> str:
     command = f"sttts-jax data build {name} --data_dir {data_dir}"
     if config and config not in configs:
         built = f"; built are {', '.join(configs)}" if configs else ""
-        size = config.replace("-", ",")
-        raise ValueError(f"{name}/{config} is not in {data_dir}{built}; build it with `{command} --size {size}`")
+        *size, style = (*config.split("-"), "both")[:4]
+        options = f"--size {','.join(size)}" + (f" --style {style}" if style != "both" else "")
+        raise ValueError(f"{name}/{config} is not in {data_dir}{built}; build it with `{command} {options}`")
     if not configs:
         raise ValueError(f"{name} is not in {data_dir}; build it with `{command}`")
     if not config and len(configs) > 1:
         choice = ", ".join(f"{name}/{c}" for c in configs)
-        raise ValueError(f"{data_dir} holds {name} in several sizes; name one of {choice}")
+        raise ValueError(f"{data_dir} holds {name} in several builds; name one of {choice}")
     folder = os.path.join(os.path.expanduser(data_dir), name, config or configs[0])
     return os.path.join(folder, max(_versions(folder), key=lambda v: [int(part) for part in v.split(".")]))
 

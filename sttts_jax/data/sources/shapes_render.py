@@ -5,7 +5,7 @@ import numpy as np
 COLORS = {"red": (225, 35, 35), "green": (30, 185, 50), "blue": (40, 70, 235), "yellow": (245, 220, 30)}
 SHAPES = ("square", "circle", "triangle", "cross")
 WHITE = (250, 250, 250)
-GREY = (95, 95, 95)
+MAGENTA = (225, 60, 215)
 
 
 def background(rng: np.random.Generator, frames: int, size: int, speed: float, contrast: float) -> np.ndarray:

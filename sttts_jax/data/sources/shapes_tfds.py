@@ -10,33 +10,38 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sttts_jax.data.sources.encode import encode_mp4
-from sttts_jax.data.sources.shapes_video_qa import make_clip
+from sttts_jax.data.sources.shapes_video_qa import Difficulty, make_clip
 
 FIRST_SEED = {
     "train": 0,
     "validation": 100_000_000,
     "test": 200_000_000,
 }  # multiples of four: answers stay balanced per split
+SHORT_ANSWER_SHARE = {"both": 0.5, "short_answer": 1.0, "multiple_choice": 0.0}
 
 
 class ShapesConfig(tfds.core.BuilderConfig):
-    """How many clips each split has; the name says it too."""
+    """How many clips each split has and how they ask; the name says it too."""
 
-    def __init__(self, train: int, validation: int, test: int, **kwargs: Any):
+    def __init__(self, train: int, validation: int, test: int, style: str = "both", **kwargs: Any):
         self.sizes = {"train": train, "validation": validation, "test": test}
-        super().__init__(name=f"{train}-{validation}-{test}", description=f"{self.sizes}", **kwargs)
+        self.short_answer_share = SHORT_ANSWER_SHARE[style]
+        name = f"{train}-{validation}-{test}" + (f"-{style}" if style != "both" else "")
+        super().__init__(name=name, description=f"{self.sizes}, style {style}", **kwargs)
 
 
-def shapes_config(train: int = 3000, validation: int = 300, test: int = 600) -> ShapesConfig:
-    """Split sizes in clips. Raises ValueError unless each is a positive multiple of four (answers are balanced over
-    blocks of four).
+def shapes_config(train: int = 3000, validation: int = 300, test: int = 600, style: str = "both") -> ShapesConfig:
+    """Split sizes in clips, and "both", "short_answer" or "multiple_choice". Raises ValueError for another style, and
+    unless each size is a positive multiple of four (answers are balanced over blocks of four).
     """
+    if style not in SHORT_ANSWER_SHARE:
+        raise ValueError(f"style {style!r} of shapes_video_qa must be one of {', '.join(SHORT_ANSWER_SHARE)}")
     for name, size in (("train", train), ("validation", validation), ("test", test)):
         if size < 4 or size % 4:
             raise ValueError(
                 f"split {name} of shapes_video_qa has size {size}; give a multiple of 4, over which answers balance"
             )
-    return ShapesConfig(train, validation, test)
+    return ShapesConfig(train, validation, test, style)
 
 
 class ShapesVideoQa(tfds.core.GeneratorBasedBuilder):
@@ -74,7 +79,7 @@ class ShapesVideoQa(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, first_seed: int, size: int) -> Iterator[tuple[str, dict[str, Any]]]:
         for seed in range(first_seed, first_seed + size):
-            clip = make_clip(seed)
+            clip = make_clip(seed, Difficulty(short_answer_share=self.builder_config.short_answer_share))
             qa = [
                 {
                     "family": q.family,

@@ -5,8 +5,8 @@
     clip.qa[0]         # QA(family='direction', question='Where does the white ball go?', answer='left', ...)
 
 A clip holds, over a drifting texture and one or two dull still shapes: a white ball that moves, one to four bright
-objects that appear in corners for about a second each, and a grey panel that takes a colour. Everything that a
-question asks about happens after the first frame.
+objects of one shape that appear in corners for about a second each, and a panel that lights up in magenta and then
+takes a colour. Everything that a question asks about happens after the first frame.
 
     +--------+-----+--------+
     | corner | arm | corner |   corners: bright objects, one each at most
@@ -26,18 +26,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sttts_jax.data.sources.shapes_render import COLORS, GREY, SHAPES, WHITE, background, paint
+from sttts_jax.data.sources.shapes_render import COLORS, MAGENTA, SHAPES, WHITE, background, paint
 
 STYLES = ("video_short_answer", "video_multiple_choice")
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 CORNERS = {"top left": (-1, -1), "top right": (-1, 1), "bottom left": (1, -1), "bottom right": (1, 1)}
+ARMS = {"left": "left", "right": "right", "top": "up", "bottom": "down"}
 COUNTS = ("1", "2", "3", "4")
 ANSWERS = {
     "direction": tuple(DIRECTIONS),
     "order": tuple(COLORS),
     "count": COUNTS,
     "what": SHAPES,
-    "where": tuple(CORNERS),
+    "where": tuple(ARMS),
     "color_change": tuple(COLORS),
 }
 FAMILIES = tuple(ANSWERS)
@@ -45,8 +46,8 @@ QUESTIONS = {
     "direction": ("Which way does the white ball move?", "Where does the white ball go?"),
     "order": ("Which color appeared {x}?", "What color was the {x} object?"),
     "count": ("How many objects appeared?", "How many bright objects were there?"),
-    "what": ("What shape appeared in the {x}?", "Which shape was in the {x}?"),
-    "where": ("Where did the {x} object appear?", "Which corner was the {x} object in?"),
+    "what": ("What shape appeared in the corners?", "What shape were the bright objects?"),
+    "where": ("Where did the panel light up?", "On which side was the panel?"),
     "color_change": ("What color did the panel turn?", "Which color did the panel become?"),
 }
 
@@ -58,14 +59,14 @@ class Difficulty:
     size: int = 72
     fps: int = 8
     seconds: float = 3.5
-    object_px: float = 15
-    ball_px: float = 12
-    panel_px: float = 12
+    object_px: float = 19
+    ball_px: float = 14
+    panel_px: float = 14
     ball_travel: float = 20
     visible: float = 1.0  # the shortest time an object stays; 1.0 puts it into two frames of a 2 fps grid
     event_step: float = 0.5  # least time between two appearances
     corner_jitter: float = 1.5
-    texture_contrast: float = 22
+    texture_contrast: float = 12
     texture_speed: float = 0.35  # pixels a frame
     distractors: tuple[int, int] = (1, 2)
     short_answer_share: float = 0.5
@@ -110,8 +111,9 @@ class Script:
     direction: str
     hub: tuple[int, int]  # which side of the middle lines the ball keeps to, (y, x), each -1 or 1
     flashes: tuple[Flash, ...]  # in order of appearance
+    panel_begin: int  # the first frame in which the panel is lit
+    panel_turns: int  # the first frame in its last colour
     panel_color: str
-    panel_begin: int
     arms: tuple[str, ...]  # the panel's arm, then one for every dull shape
 
 
@@ -131,25 +133,24 @@ def write_script(rng: np.random.Generator, seed: int, difficulty: Difficulty) ->
     """Draws what happens. The balanced answers come from `_balanced`, the rest from `rng`."""
     count = int(_balanced(seed, "count", COUNTS))
     colors = _lead_with(rng, COLORS, _balanced(seed, "order", tuple(COLORS)))[:count]
-    corners = _lead_with(rng, CORNERS, _balanced(seed, "where", tuple(CORNERS)))[:count]
-    shapes = [_balanced(seed, "what", SHAPES), *rng.choice(SHAPES, 3)][:count]
-    order = rng.permutation(count)  # the balanced colour, corner and shape must not all belong to the first object ...
-    corners, shapes = [corners[i] for i in order], [shapes[i] for i in rng.permutation(count)]
-    if rng.random() < 0.5:  # ... nor the balanced colour always be the first one
-        colors = colors[::-1]
+    colors = colors[:: int(rng.choice([-1, 1]))]  # the balanced colour is the first one or the last one
+    corners = [str(c) for c in rng.permutation(list(CORNERS))][:count]
+    shape = _balanced(seed, "what", SHAPES)
     begins = _begins(rng, count, difficulty)
     stay = round(difficulty.visible * difficulty.fps)
     flashes = tuple(
-        Flash(color, str(shape), corner, begin, min(begin + stay + int(rng.integers(0, 3)), difficulty.frames))
-        for color, shape, corner, begin in zip(colors, shapes, corners, begins, strict=True)
+        Flash(color, shape, corner, begin, min(begin + stay + int(rng.integers(0, 3)), difficulty.frames))
+        for color, corner, begin in zip(colors, corners, begins, strict=True)
     )
-    arms = tuple(str(arm) for arm in rng.permutation(list(DIRECTIONS)))
+    arms = tuple(_lead_with(rng, DIRECTIONS, ARMS[_balanced(seed, "where", tuple(ARMS))]))
+    early, middle, late = (round(share * difficulty.frames) for share in (0.15, 0.4, 0.7))
     return Script(
         direction=_balanced(seed, "direction", tuple(DIRECTIONS)),
         hub=(int(rng.choice([-1, 1])), int(rng.choice([-1, 1]))),
         flashes=flashes,
+        panel_begin=int(rng.integers(early, middle)),
+        panel_turns=int(rng.integers(middle, late)),
         panel_color=_balanced(seed, "color_change", tuple(COLORS)),
-        panel_begin=int(rng.integers(round(0.2 * difficulty.frames), round(0.7 * difficulty.frames))),
         arms=arms[: 1 + int(rng.integers(difficulty.distractors[0], difficulty.distractors[1] + 1))],
     )
 
@@ -169,8 +170,8 @@ def draw(script: Script, rng: np.random.Generator, difficulty: Difficulty) -> np
     start = middle + lane * np.array(script.hub) + rng.uniform(-1, 1, 2)
     for place, (shape, color) in zip(places[1:], dull, strict=True):
         paint(video, shape, place, difficulty.panel_px, color)
-    paint(video[: script.panel_begin], "square", places[0], difficulty.panel_px, GREY)
-    paint(video[script.panel_begin :], "square", places[0], difficulty.panel_px, COLORS[script.panel_color])
+    paint(video[script.panel_begin : script.panel_turns], "square", places[0], difficulty.panel_px, MAGENTA)
+    paint(video[script.panel_turns :], "square", places[0], difficulty.panel_px, COLORS[script.panel_color])
     for f in script.flashes:
         paint(video[f.begin : f.end], f.shape, spots[f.corner], difficulty.object_px, COLORS[f.color])
     for t, image in enumerate(video):
@@ -180,35 +181,22 @@ def draw(script: Script, rng: np.random.Generator, difficulty: Difficulty) -> np
 
 
 def ask(script: Script, rng: np.random.Generator, seed: int, difficulty: Difficulty) -> tuple[QA, ...]:
-    """The questions of a clip: one a family, then a second of `order`, `what` and `where` when there are two objects
-    or more.
+    """The questions of a clip: one a family, then the other end of `order` when there are two objects or more.
     """
-    balanced = {family: _balanced(seed, family, ANSWERS[family]) for family in FAMILIES}
     flashes = script.flashes
-    by_shape = [f for f in flashes if f.shape == balanced["what"]]
-    by_corner = [f for f in flashes if f.corner == balanced["where"]]
-    by_color = [f for f in flashes if f.color == balanced["order"]]
-    seen, place = by_shape[int(rng.integers(len(by_shape)))], by_corner[0]
-    end = "first" if flashes[0] in by_color else "last"
-    if len(flashes) == 1:
-        end = str(rng.choice(["first", "last"]))
+    ends = [("first", flashes[0].color), ("last", flashes[-1].color)]
+    ends = [ends[i] for i in rng.permutation(2)]
+    ends.sort(key=lambda end: end[1] != _balanced(seed, "order", tuple(COLORS)))
     facts = [
         ("direction", "", script.direction),
-        ("order", end, balanced["order"]),
+        ("order", *ends[0]),
         ("count", "", str(len(flashes))),
-        ("what", seen.corner, seen.shape),
-        ("where", place.color, place.corner),
+        ("what", "", flashes[0].shape),
+        ("where", "", next(name for name, arm in ARMS.items() if arm == script.arms[0])),
         ("color_change", "", script.panel_color),
     ]
     if len(flashes) > 1:
-        other = {"first": "last", "last": "first"}[end]
-        another = rng.choice([i for i, f in enumerate(flashes) if f is not seen])
-        elsewhere = rng.choice([i for i, f in enumerate(flashes) if f is not place])
-        facts += [
-            ("order", other, flashes[0 if other == "first" else -1].color),
-            ("what", flashes[another].corner, flashes[another].shape),
-            ("where", flashes[elsewhere].color, flashes[elsewhere].corner),
-        ]
+        facts.append(("order", *ends[1]))
     return tuple(_question(rng, seed, i, fact, difficulty) for i, fact in enumerate(facts))
 
 
