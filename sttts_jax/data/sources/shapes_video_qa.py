@@ -142,7 +142,9 @@ def write_script(rng: np.random.Generator, seed: int, difficulty: Difficulty) ->
         Flash(color, shape, corner, begin, min(begin + stay + int(rng.integers(0, 3)), difficulty.frames))
         for color, corner, begin in zip(colors, corners, begins, strict=True)
     )
-    arms = tuple(_lead_with(rng, DIRECTIONS, ARMS[_balanced(seed, "where", tuple(ARMS))]))
+    dull = int(rng.integers(difficulty.distractors[0], difficulty.distractors[1] + 1))
+    # The panel may light up over a dull shape: where those stand must not tell where it cannot be.
+    arms = (ARMS[_balanced(seed, "where", tuple(ARMS))], *map(str, rng.permutation(list(DIRECTIONS))[:dull]))
     early, middle, late = (round(share * difficulty.frames) for share in (0.15, 0.4, 0.7))
     return Script(
         direction=_balanced(seed, "direction", tuple(DIRECTIONS)),
@@ -151,7 +153,7 @@ def write_script(rng: np.random.Generator, seed: int, difficulty: Difficulty) ->
         panel_begin=int(rng.integers(early, middle)),
         panel_turns=int(rng.integers(middle, late)),
         panel_color=_balanced(seed, "color_change", tuple(COLORS)),
-        arms=arms[: 1 + int(rng.integers(difficulty.distractors[0], difficulty.distractors[1] + 1))],
+        arms=arms,
     )
 
 
