@@ -29,6 +29,7 @@ TEXT
 
 METHODS=(none scorer random)
 SIZES=2400,40,300 # clips of train, validation, test
+QUESTIONS=1200
 
 # On a CPU, one device a core, at most 8, a power of two: the matrices are too small to share, the rows of a batch are not.
 # Memory is kept rather than given back after every step (glibc): that is a sixth of the time.
@@ -53,8 +54,9 @@ train() { # METHOD
 evaluate() {
   local dirs
   dirs="$(printf ",$workdir/%s" "${METHODS[@]}")"
-  run "$VENV/bin/sttts-jax" evaluate --workdir "$workdir/scorer" --tasks shapes_video_qa --pruned_fraction 0.3,0.5,0.7
-  run "$VENV/bin/sttts-jax" evaluate --workdir "${dirs#,}" --tasks shapes_video_qa \
+  run "$VENV/bin/sttts-jax" evaluate --workdir "$workdir/scorer" --tasks shapes_video_qa --limit "$QUESTIONS" \
+    --pruned_fraction 0.3,0.5,0.7
+  run "$VENV/bin/sttts-jax" evaluate --workdir "${dirs#,}" --tasks shapes_video_qa --limit "$QUESTIONS" \
     --report "$workdir/report.html" --picture "$workdir/kept_tokens.png"
 }
 

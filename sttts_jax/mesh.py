@@ -41,7 +41,9 @@ def axis_sizes(axes: Mapping[str, int], device_count: int) -> dict[str, int]:
     shown = " x ".join(f"{name}={size}" for name, size in sizes.items() if size not in (1, -1)) or "1"
     if free:
         if device_count % fixed:
-            raise ValueError(f"{device_count} devices do not divide by {shown} = {fixed}; change the fixed mesh axes")
+            raise ValueError(
+                f"the mesh axes {shown} need a multiple of {fixed} devices but there are {device_count}; change them"
+            )
         sizes[free[0]] = device_count // fixed
     elif fixed != device_count:
         raise ValueError(

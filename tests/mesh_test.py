@@ -30,7 +30,7 @@ def test_open_axis_takes_the_rest() -> None:
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"data": -1, "fsdp": 3}, "8 devices do not divide by fsdp=3 = 3"),
+        ({"data": -1, "fsdp": 3}, "need a multiple of 3 devices but there are 8"),
         ({"data": 2, "fsdp": 2}, "data=2 x fsdp=2 needs 4 devices but there are 8"),
         ({"data": -1, "fsdp": -1}, r"\['data', 'fsdp'\] are all -1"),
         ({"model": 8}, r"\['model'\] are unknown"),

@@ -21,16 +21,27 @@ def _parse(argv: list[str]) -> tuple[Any, str]:
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the run", lock_config=True, flag_values=values)
+    words = ["sttts-jax train", *argv]  # overrides are looked up here, not in the process's own arguments
+    config_flags.DEFINE_config_file("config", None, "the run", lock_config=True, flag_values=values, sys_argv=words)
     flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the tokenizer go", flag_values=values)
     try:
-        rest = values(["sttts-jax train", *argv])[1:]
-    except (AttributeError, KeyError, TypeError) as error:
+        rest = values(words)[1:]
+    except (AttributeError, KeyError) as error:  # ml_collections: the key in quotes, then a line with the nearest one
+        inner = error.args[0]
+        key, *hint = str(inner.args[0] if isinstance(inner, KeyError) else inner).splitlines()
+        raise ValueError(f"the config has no key {key}; {' '.join(hint) or 'see train/config.py'}") from error
+    except TypeError as error:
         raise ValueError(f"config: {str(error).splitlines()[0]}") from error
+    except flags.IllegalFlagValueError as error:  # holds the traceback of the config file; its last line is the reason
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings are given as --config.KEY=VALUE")
     if values.config is None or not values.workdir:
         raise ValueError("--config FILE and --workdir DIR are both needed")
+    try:
+        values.config.to_dict()
+    except OSError as error:  # ml_collections tells of a missing file only when the config is used
+        raise ValueError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from error
     return values.config, values.workdir
 
 

@@ -183,8 +183,7 @@ def draw(script: Script, rng: np.random.Generator, difficulty: Difficulty) -> np
 
 
 def ask(script: Script, rng: np.random.Generator, seed: int, difficulty: Difficulty) -> tuple[QA, ...]:
-    """The questions of a clip: one a family, then the other end of `order` when there are two objects or more.
-    """
+    """The questions of a clip: one a family, then the other end of `order` when there are two objects or more."""
     flashes = script.flashes
     ends = [("first", flashes[0].color), ("last", flashes[-1].color)]
     ends = [ends[i] for i in rng.permutation(2)]

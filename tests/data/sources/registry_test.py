@@ -12,6 +12,8 @@ from sttts_jax.data.sources import registry
 from sttts_jax.data.sources.shapes_video_qa import make_clip
 from sttts_jax.data.video import decode
 
+FOUR_EACH = {"train": 4, "validation": 4, "test": 4}
+
 
 def test_a_built_dataset_reads_back(data_dir: str) -> None:
     source = registry.open_source(Source("shapes_video_qa", 1.0, "test", data_dir))
@@ -41,11 +43,22 @@ def test_building_again_changes_nothing(data_dir: str) -> None:
     assert path.parent.name == "24-4-8" and registry.built_configs("shapes_video_qa", data_dir) == ["24-4-8"]
 
 
+def test_a_build_of_one_style_asks_in_that_style(tmp_path: Path) -> None:
+    for style in ("short_answer", "multiple_choice"):
+        path = Path(registry.build("shapes_video_qa", str(tmp_path), FOUR_EACH, style))
+        assert path.parent.name == f"4-4-4-{style}"
+        source = registry.open_source(Source(f"shapes_video_qa/{path.parent.name}", 1.0, "test", str(tmp_path)))
+        assert {m.style for i in range(4) for m in source[i].messages} == {f"video_{style}"}
+    with pytest.raises(ValueError, match="must be one of both, short_answer, multiple_choice"):
+        registry.build("shapes_video_qa", str(tmp_path), FOUR_EACH, "long")
+
+
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
         ("shapes", "train", "known are shapes_video_qa, jsonl:PATH"),
         ("shapes_video_qa/8-8-8", "train", "built are 24-4-8; build it with .*--size 8,8,8"),
+        ("shapes_video_qa/8-8-8-short_answer", "train", "--size 8,8,8 --style short_answer`"),
         ("shapes_video_qa", "dev", "its splits are train, validation, test"),
         ("jsonl:nowhere.jsonl", "train", "no such file"),
     ],
