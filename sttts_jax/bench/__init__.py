@@ -1,0 +1,1 @@
+"""Measurements: ratios inside one process, against the analytic bound of the very shapes that ran."""

@@ -1,0 +1,109 @@
+"""Compile, then time in turns: what is compared runs within the same seconds, and only ratios are reported."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One executable: seconds from tracing to the end of compilation, and GiB of temporary memory."""
+
+    call: Callable[..., Any]
+    compile_s: float
+    peak_gib: float
+
+
+class Program:
+    """A function compiled ahead of time, once for each signature of arguments (structure, shapes, dtypes) it meets."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._jit = jax.jit(function)
+        self._built: dict[Any, Compiled] = {}
+
+    @property
+    def compilations(self) -> int:
+        """Signatures met so far."""
+        return len(self._built)
+
+    def compiled(self, *args: Any) -> Compiled:
+        """The executable for these arguments, compiled on first sight of their signature."""
+        leaves, tree = jax.tree.flatten(args)
+        key = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if key not in self._built:
+            before = time.perf_counter()
+            call = self._jit.lower(*args).compile()
+            seconds = time.perf_counter() - before
+            memory = call.memory_analysis()
+            peak = 0.0 if memory is None else memory.temp_size_in_bytes / GIB
+            self._built[key] = Compiled(call, seconds, peak)
+        return self._built[key]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An executable with the arguments of one variant."""
+
+    compiled: Compiled
+    args: tuple[Any, ...]
+
+    def seconds(self) -> float:
+        """One run, until its results are there."""
+        before = time.perf_counter()
+        jax.block_until_ready(self.compiled.call(*self.args))
+        return time.perf_counter() - before
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants against one baseline: they take turns right after it."""
+
+    baseline: Trial
+    variants: Sequence[Trial]
+
+
+def interleave(groups: Sequence[Group], rounds: int, say: Callable[[str], None]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(baseline seconds [rounds], variants' seconds [variants, rounds]) of every group.
+
+    A round visits every group: its baseline, then its variants, which begin with another one each round. One round
+    before the first warms up and is not counted.
+    """
+    base = np.zeros((len(groups), rounds))
+    times = [np.zeros((len(group.variants), rounds)) for group in groups]
+    for number in range(-1, rounds):
+        begun = time.perf_counter()
+        for i, group in enumerate(groups):
+            seconds = group.baseline.seconds()
+            count = len(group.variants)
+            turns = {(number + j) % count: group.variants[(number + j) % count].seconds() for j in range(count)}
+            if number >= 0:
+                base[i, number] = seconds
+                times[i][:, number] = [turns[j] for j in range(count)]
+        if number < 0:
+            say(f"a round takes about {time.perf_counter() - begun:.1f} s; {rounds} to go")
+    return list(zip(base, times, strict=True))
+
+
+def quartiles(values: np.ndarray) -> tuple[float, float, float]:
+    """(median, first quartile, third quartile)."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float(middle), float(low), float(high)
+
+
+def matmul_ceiling(dtype: Any, size: int, repeats: int = 5) -> float:
+    """FLOP/s of the best of `repeats` products of two square matrices: what the device reaches where nothing else is.
+
+    `size` rows: large enough to fill the device, such as 8192 on an accelerator and 2048 on a CPU.
+    """
+    x = jnp.ones((size, size), dtype)
+    compiled = Program(lambda a, b: jnp.matmul(a, b)).compiled(x, x)
+    trial = Trial(compiled, (x, x))
+    trial.seconds()
+    return 2 * size**3 / min(trial.seconds() for _ in range(repeats))
