@@ -6,6 +6,7 @@ lowered module.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +84,35 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     Identity without a mesh, and for axes that an enclosing `jax.shard_map` already holds. Raises ValueError on an
     unknown name, with or without a mesh.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    sizes = {axis: size for axis, size in mesh.shape.items() if types[axis] == AxisType.Auto}
+    sizes = _mesh_sizes()
     axes = mesh_axes(x.shape, names, sizes)
     if not sizes:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def _mesh_sizes() -> dict[str, int]:
+    """Axes of the mesh of `jax.set_mesh` that the compiler shards over: none that an enclosing shard_map holds."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return {axis: size for axis, size in mesh.shape.items() if types[axis] == AxisType.Auto}
+
+
+def split_axes(size: int, name: str) -> tuple[str, ...] | None:
+    """Mesh axes over which a dimension of `size` called `name` lies under `jax.set_mesh`; None if it is not split."""
+    return mesh_axes((size,), (name,), _mesh_sizes())[0]
+
+
+def on_shards(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`function` on every device's own part of its arguments: for kernels, which know no mesh.
+
+    The function itself where nothing is split. Specs as for `jax.shard_map`, made of `split_axes`.
+    """
+    sizes = _mesh_sizes()
+    if math.prod(sizes.values()) == 1:
+        return function
+    # Kernels do not say which axes their results vary over, so that check cannot be made.
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=set(sizes), check_vma=False)
 
 
 @dataclass(frozen=True)

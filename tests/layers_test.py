@@ -42,6 +42,7 @@ HOST_MODULE = f"{PACKAGE}.pruning.budget"  # the pure integers that the data lay
 
 ON_DEVICE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 TEST_ONLY = {"torch", "transformers", "tensorflow", "pytest", "hypothesis"}
+TORCH_MODULE = f"{PACKAGE}.bench.torch_reference"  # what `bench torch` times: imported late, an extra of its own
 CATCH_ALL = {"utils", "util", "helpers", "misc", "common"}
 
 MAX_LINES = 400
@@ -158,6 +159,7 @@ def test_data_workers_never_import_jax(module: str) -> None:
 
 def test_test_only_packages_and_folders_stay_out() -> None:
     wrong = {module: sorted(_outer(module) & (TEST_ONLY | {"tests", "configs"})) for module in MODULES}
+    assert wrong.pop(TORCH_MODULE) == ["torch", "transformers"]
     assert not {module: names for module, names in wrong.items() if names}
 
 

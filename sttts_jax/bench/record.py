@@ -5,7 +5,7 @@ import importlib.metadata
 import io
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,28 +14,58 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import sttts_jax
-from sttts_jax.bench.pruning import Plan, Row
+from sttts_jax.bench.compare import ModelRow
+from sttts_jax.bench.pruning import Row
+from sttts_jax.bench.timing import GIB
+from sttts_jax.models.config import VitConfig, VlmConfig
 from sttts_jax.paths import PathLike, write_bytes, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
-def header(plan: Plan, *, reduced: bool, ceiling: float, command: str) -> dict[str, Any]:
+def header(
+    sizes: VitConfig | VlmConfig,
+    *,
+    dtype: Any,
+    batch: int,
+    seed: int,
+    rounds: int,
+    remat: str,
+    attention: str,
+    reduced: bool,
+    ceiling: float,
+    command: str,
+) -> dict[str, Any]:
     """Where and on what the rows were measured; `ceiling` is the FLOP/s of a matrix product that `mfu` refers to."""
-    device, shapes = jax.devices()[0], plan.shapes
+    return {
+        **place(command),
+        "dtype": jax.numpy.dtype(dtype).name,
+        "sizes": dataclasses.asdict(sizes),
+        "reduced": reduced,
+        "batch": batch,
+        "seed": seed,
+        "rounds": rounds,
+        "remat": remat,
+        "attention": attention,
+        "matmul_flops_per_s": ceiling,
+        **versions(),
+    }
+
+
+def place(command: str) -> dict[str, Any]:
+    """The command and the machine."""
+    device = jax.devices()[0]
     return {
         "command": command,
         "device": device.device_kind,
         "platform": device.platform,
         "host": f"{platform.machine()}, {os.cpu_count()} cores",
-        "dtype": jax.numpy.dtype(shapes.dtype).name,
-        "sizes": dataclasses.asdict(shapes.vit),
-        "reduced": reduced,
-        "batch": shapes.batch,
-        "seed": shapes.seed,
-        "rounds": plan.rounds,
-        "remat": shapes.remat,
-        "matmul_flops_per_s": ceiling,
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Of what ran."""
+    return {
         "versions": {
             "python": platform.python_version(),
             "sttts_jax": sttts_jax.__version__,
@@ -44,25 +74,55 @@ def header(plan: Plan, *, reduced: bool, ceiling: float, command: str) -> dict[s
     }
 
 
-def write_rows(path: PathLike, head: dict[str, Any], rows: Sequence[Row], baselines: Sequence[Row]) -> None:
-    """The JSON file: the header's fields, `baselines`, `rows`."""
+def device_peak_gib() -> float | None:
+    """The most memory that this process has held on the first device so far, GiB; None where nobody counts it."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / GIB if "peak_bytes_in_use" in stats else None
+
+
+def write_rows(path: PathLike, head: Mapping[str, Any], rows: Sequence[Row], baselines: Sequence[Row]) -> None:
+    """The JSON file: the header's fields, what the device held at most, `baselines`, `rows`."""
     lines = {"baselines": [row.as_json() for row in baselines], "rows": [row.as_json() for row in rows]}
-    write_json(path, {**head, **lines})
+    write_json(path, {**head, "device_peak_gib": device_peak_gib(), **lines})
 
 
 def rows_table(rows: Sequence[Row], baselines: Sequence[Row]) -> Table:
-    """One line a variant, a line of the baseline before each pass and frame count."""
+    """One line a variant, after that of the baseline that it is compared with."""
     table = Table(box=None, pad_edge=False, header_style="bold")
+    if any(isinstance(row, ModelRow) for row in baselines):
+        table.caption = "frames: of a sample x samples + tokens of text of a sample; share: speed-up / bound"
+        table.caption_justify = "left"
     for name in ("what", "pass", "frames", "k", "distribution", "packing"):
         table.add_column(name, no_wrap=True)
-    for name in ("seconds", "speed-up", "quartiles", "bound", "share", "FLOP/s", "temp GiB", "compiled"):
+    for name in ("seconds", "speed-up", "quartiles", "bound", "share", "FLOP/s", "MFU", "GiB", "compiled"):
         table.add_column(name, justify="right", no_wrap=True)
-    for base in baselines:
+    # Two frame counts may have been compared with one unpruned model, each in its own minutes.
+    for base in {_baseline_of(base): base for base in baselines}.values():
         table.add_row(*_cells(base), style="dim")
         for row in rows:
-            if (row.pass_, row.frames) == (base.pass_, base.frames):
+            if _baseline_of(row) == _baseline_of(base):
                 table.add_row(*_cells(row))
     return table
+
+
+def _baseline_of(row: Row) -> tuple[Any, ...]:
+    """What a row and its baseline have in common."""
+    if isinstance(row, ModelRow):
+        return row.what, row.baseline_frames, row.text
+    return row.what, row.pass_, row.frames
+
+
+def _panel(row: Row) -> str:
+    what = row.what if row.what == row.pass_ else f"{row.what}, {row.pass_}"
+    against = row.baseline_frames if isinstance(row, ModelRow) else row.frames
+    return f"{what}, frames {_held(row)}" + (f" against {against}" if against != row.frames else "")
+
+
+def _held(row: Row) -> str:
+    """Frames; of a whole model "64 x 2 + 200": two samples of 64 frames and 200 tokens of text."""
+    if not isinstance(row, ModelRow):
+        return str(row.frames)
+    return f"{row.frames} x {row.videos * row.batch} + {row.text}"
 
 
 def _cells(row: Row) -> list[str]:
@@ -70,7 +130,7 @@ def _cells(row: Row) -> list[str]:
     return [
         row.what,
         row.pass_,
-        str(row.frames),
+        _held(row),
         f"{row.k:g}" if pruned else "",
         row.distribution if pruned else "unpruned",
         row.packing if pruned else "",
@@ -80,23 +140,24 @@ def _cells(row: Row) -> list[str]:
         f"{row.bound:.2f} x" if pruned else "",
         f"{row.share:.2f}" if pruned else "",
         f"{row.flops_per_s:.3g}",
+        f"{row.mfu:.0%}",
         f"{row.peak_gib:.3f}",
         f"{row.compilations} in {row.compile_s:.1f} s",
     ]
 
 
 def write_plot(path: PathLike, rows: Sequence[Row], title: str) -> None:
-    """Speed-up with its bound, and share of the bound, by k; a line of panels for every pass and frame count.
+    """Speed-up with its bound, and share of the bound, by k; a line of panels for every comparison and frame count.
 
     The format is the suffix of `path`: png, svg or pdf.
     """
-    panels = list(dict.fromkeys((row.pass_, row.frames) for row in rows))
+    panels = list(dict.fromkeys(map(_panel, rows)))
     figure = Figure(figsize=(11, 3.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 2, squeeze=False)
-    for (speed, share), (name, frames) in zip(axes, panels, strict=True):
-        chosen = [row for row in rows if (row.pass_, row.frames) == (name, frames)]
+    for (speed, share), panel in zip(axes, panels, strict=True):
+        chosen = [row for row in rows if _panel(row) == panel]
         _draw(speed, share, chosen)
-        speed.set_title(f"{name}, {frames} frames")
+        speed.set_title(panel)
         speed.set_ylabel("speed-up over unpruned (dashed: bound)")
         share.set_ylabel("share of the bound")
         share.axhline(1.0, color="0.6", linewidth=0.8, linestyle="--")
@@ -127,5 +188,6 @@ def _draw(speed: Axes, share: Axes, rows: Sequence[Row]) -> None:
         whiskers = [[r.speedup - r.spread[0] for r in line], [r.spread[1] - r.speedup for r in line]]
         speed.errorbar(x, y, yerr=whiskers, capsize=2, linewidth=1.2, **look)
         if packing == packings[0]:
-            speed.plot(x, [r.bound for r in line], color=look["color"], linewidth=0.9, linestyle="--")
+            bounds: dict[str, Any] = {"marker": "_", "linewidth": 0.9, "linestyle": "--"}
+            speed.plot(x, [r.bound for r in line], color=look["color"], **bounds)
         share.plot(x, [r.share for r in line], linewidth=1.2, **look)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sttts_jax.models.config import VitConfig
-from sttts_jax.models.vit import Vit, VitOutput, cuts, stack_name
+from sttts_jax.models.vit import Vit, VitOutput, cuts, stack_name, survivors, whole_frames
 from sttts_jax.models.vit_block import Block
 from sttts_jax.pruning.aux_loss import temporal_loss
 from sttts_jax.pruning.bins import BinLayout, bin_layout, ladder, plan_bins
@@ -26,7 +26,6 @@ from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import FrameLayout
 from sttts_jax.pruning.rows import FrameRows
 from sttts_jax.pruning.select import Kept, select_cells
-from sttts_jax.pruning.staircase import stream_layout
 
 Function = Callable[..., Any]
 Args = tuple[Any, ...]
@@ -42,6 +41,7 @@ class Shapes:
     dtype: Any
     remat: str = "none"
     seed: int = 0
+    attention: str = "xla"
 
     @property
     def rows(self) -> FrameRows:
@@ -108,14 +108,13 @@ class Layer:
         self.x = shapes.normal(shapes.vit.width)
         init = jax.jit(self.block.init)
         self.params = nn.unbox(init(jax.random.key(shapes.seed), self.x[:1, :1], FrameLayout(None)))["params"]
+        self.whole = whole_frames(shapes.grid, self.x.shape, shapes.attention)
 
     def _forward(self, params: Any, x: jax.Array, layout: Any) -> jax.Array:
         return self.block.apply({"params": params}, x, layout)[0]
 
     def baseline(self, train: bool) -> tuple[Function, Args]:
-        filled = self.shapes.grid.filled
-        layout = FrameLayout(None, key_mask=None if filled is None else jnp.asarray(filled))
-        return _passed(self._forward, train), (self.params, self.x, layout)
+        return _passed(self._forward, train), (self.params, self.x, self.whole)
 
     def variant(self, train: bool, fraction: Fraction, packing: str) -> Function:
         return _passed(self._forward, train)
@@ -129,7 +128,7 @@ class Layer:
         return self.params, tokens, layout
 
     def _stream(self, x: jax.Array, kept: Kept) -> tuple[Any, jax.Array]:
-        layout = stream_layout(kept, self.shapes.grid.filled)
+        layout = survivors(self.shapes.grid, kept, self.shapes.attention)
         return layout, layout.pack(x)
 
     def _bins(self, kept: Kept) -> tuple[BinLayout, jax.Array]:
@@ -155,7 +154,7 @@ class Tail:
         self.unused = {"position_embedding": jnp.zeros_like(params["position_embedding"])}
 
     def _vit(self, prune: PruneConfig) -> Vit:
-        return Vit(self.shapes.vit, prune, self.shapes.dtype, self.shapes.remat)
+        return _vit(self.shapes, prune)
 
     def _full(self, params: Any, x: jax.Array) -> Any:
         return self._vit(PruneConfig(method="none")).apply(
@@ -164,7 +163,7 @@ class Tail:
 
     def _pruned(self, params: Any, x: jax.Array, kept: Kept, *, prune: PruneConfig) -> Any:
         return self._vit(prune).apply(
-            {"params": {**params, **self.unused}}, x, kept, self.shapes.middle, method="_tail"
+            {"params": {**params, **self.unused}}, x, kept, self.shapes.middle, method=_pruned_blocks
         )
 
     def baseline(self, train: bool) -> tuple[Function, Args]:
@@ -179,7 +178,16 @@ class Tail:
 
 def _blocks(vit: Vit, x: jax.Array, start: int) -> dict[int, jax.Array]:
     """All blocks from `start` on whole frames: features by layer."""
-    return vit._run(x, {}, vit._frames(), start, vit.cfg.layers)[1]
+    return vit._run(x, {}, whole_frames(vit.grid, x.shape, vit.attention), start, vit.cfg.layers)[1]
+
+
+def _pruned_blocks(vit: Vit, x: jax.Array, kept: Kept, start: int) -> dict[int, jax.Array]:
+    """Packing and all blocks from `start` on survivors: features by layer."""
+    return vit._tail(x, kept, whole_frames(vit.grid, x.shape, vit.attention), start)
+
+
+def _vit(shapes: Shapes, prune: PruneConfig, kind: type[Vit] = Vit) -> Vit:
+    return kind(shapes.vit, prune, shapes.dtype, shapes.remat, shapes.attention)
 
 
 class _Steered(Vit):
@@ -200,14 +208,14 @@ class Tower:
         self.plain = {name: leaf for name, leaf in self.params.items() if name != "scorer"}
 
     def _full(self, params: Any, patches: jax.Array, rows: FrameRows) -> VitOutput:
-        vit = Vit(self.shapes.vit, PruneConfig(method="none"), self.shapes.dtype, self.shapes.remat)
+        vit = _vit(self.shapes, PruneConfig(method="none"))
         capacity = self.shapes.frames * self.shapes.vit.cells
         return vit.apply({"params": params}, patches, rows, capacity)
 
     def _pruned(
         self, params: Any, patches: jax.Array, rows: FrameRows, scores: jax.Array, *, prune: PruneConfig, capacity: int
     ) -> VitOutput:
-        vit = _Steered(self.shapes.vit, prune, self.shapes.dtype, self.shapes.remat)
+        vit = _vit(self.shapes, prune, _Steered)
         return vit.apply({"params": params}, patches, rows, capacity, scores)
 
     def _passed(self, forward: Function, train: bool, weight: float) -> Function:

@@ -78,7 +78,7 @@ def _plan(args: argparse.Namespace) -> list[_Job]:
 
     tasks = [find_task(name) for name in _words(args.tasks, "--tasks")]
     fractions = _words(args.pruned_fraction, "--pruned_fraction") if args.pruned_fraction else [None]
-    frames = [_whole(word) for word in _words(args.max_frames, "--max_frames")] if args.max_frames else [None]
+    frames = _whole_numbers(args.max_frames, "--max_frames") if args.max_frames else [None]
     directories = _words(args.workdir, "--workdir")
     subjects = [open_subject(directory) for directory in directories]
     if len({subject.name for subject in subjects}) < len(subjects):
@@ -112,7 +112,8 @@ def _measure(job: _Job, args: argparse.Namespace) -> None:
     from sttts_jax.evals.harness import Harness
     from sttts_jax.evals.harness_gather import everywhere
 
-    harness = Harness(job.subject, args.batch, args.seed)
+    steps = _whole_numbers(args.frame_buckets, "--frame_buckets") if args.frame_buckets else []
+    harness = Harness(job.subject, args.batch, args.seed, steps)
     for questions in job.questions:
         results = []
         for setting in job.settings:
@@ -195,10 +196,12 @@ def _words(text: str, flag: str) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _whole(word: str) -> int:
-    if not word.isdigit() or not int(word):
-        raise ValueError(f"--max_frames {word} must be a whole number from 1 up")
-    return int(word)
+def _whole_numbers(text: str, flag: str) -> list[int]:
+    words = _words(text, flag)
+    for word in words:
+        if not word.isdigit() or not int(word):
+            raise ValueError(f"{flag} {word} must be a whole number from 1 up")
+    return [int(word) for word in words]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -210,7 +213,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pruned_fraction", metavar="K[,K]", help="shares of cells to remove (default: as trained)")
     parser.add_argument("--max_frames", metavar="N[,N]", help="(default: as trained)")
     parser.add_argument("--max_fps", type=float, help="frames a second at most (default: as trained)")
-    parser.add_argument("--batch", type=int, default=32, help="questions a batch, over all devices (%(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="videos a batch, over all devices (%(default)s)")
+    parser.add_argument(
+        "--frame_buckets",
+        metavar="N[,N]",
+        help="frames that rows are made for (default: 8, 16, 32, .. up to --max_frames)",
+    )
     parser.add_argument("--limit", type=int, help="ask only the first so many questions of a task")
     parser.add_argument("--seed", type=int, default=0, help="for methods that choose at random (%(default)s)")
     parser.add_argument("--data_dir", help="where built datasets lie (default: where the run found them)")

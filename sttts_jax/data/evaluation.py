@@ -1,12 +1,16 @@
-"""Batches for evaluation: one question a row, an inference prompt, nothing shuffled, nothing packed.
+"""Batches for evaluation: one video a row, with some of the questions about it; nothing shuffled, nothing packed.
+
+    row        BOS  "0.0 " <frame_start> ..  [subtitles]     what the questions on a video share: read and run once
+    questions  "<|im_start|>user\\n" .. "assistant\\n"         each continues the row by itself
 
 Every process makes the same number of batches, whatever fails on the way, so that a program over all devices stays in
 step.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,103 +18,196 @@ from sttts_jax.data.packing import Item, fill_row, lengths, stack
 from sttts_jax.data.prompt import build_prompt, target_text
 from sttts_jax.data.reader import LOG, read_video
 from sttts_jax.data.record import Message, Record, RecordError
-from sttts_jax.data.schema import RowShape
+from sttts_jax.data.schema import Example, RowShape
 from sttts_jax.data.sources.registry import Records
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.data.video import Video, VideoError
 
+_BLANK = Message("", "", "user_qa")
+
+
+class Asked(NamedTuple):
+    """A question: where it stands in its source, and its number in the order there."""
+
+    record: int
+    message: int
+    number: int
+
+
+class QuestionShape(NamedTuple):
+    """The static sizes of a row's questions."""
+
+    most: int  # Q
+    longest: int  # T, tokens of a question
+
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """`arrays` as in training; rows that are not `valid` (bool [B]) are padding or failed and hold no tokens.
+    """`arrays` as in training, without questions; rows that failed and padding hold no tokens.
 
-    `meta[row]` has id, family, question, answer, target, options, style, times; of a failed question also error; {}
-    for padding.
+    questions  int32 [B, Q, T] token ids, padded with 0
+    lengths    int32 [B, Q], 0 where nothing is asked
+    meta       [B] lists, one dict for each question of the row: number, id, family, question, answer, target, options,
+               style, times; of one that cannot be asked number, record, message, error, and `unfit`: whether it is
+               because the video is longer than these rows
     """
 
     arrays: dict[str, np.ndarray]
-    valid: np.ndarray
-    meta: list[dict[str, Any]]
+    questions: np.ndarray
+    lengths: np.ndarray
+    meta: list[list[dict[str, Any]]]
+
+
+def list_questions(records: Records, limit: int | None = None) -> list[Asked]:
+    """The first `limit` questions, or all, in order. A record that cannot be read counts as one question, so that it is
+    reported.
+    """
+    asked: list[Asked] = []
+    for record in range(len(records)):
+        try:
+            count = len(records[record].messages)
+        except RecordError:
+            count = 1
+        asked += [Asked(record, message, len(asked) + message) for message in range(count)]
+        if limit is not None and len(asked) >= limit:
+            break
+    return asked[:limit]
+
+
+def build_prefix(
+    tokenizer: Tokenizer,
+    times: Sequence[float] | np.ndarray,
+    *,
+    cells: int,
+    subtitles: str | Sequence[tuple[float, float, str]] = (),
+) -> Example:
+    """What prompts about a video have in common: all that stands before the question, every vision token with it."""
+    whole = build_prompt(tokenizer, times, _BLANK, cells=cells, subtitles=subtitles)
+    end = len(whole.tokens) - len(build_question(tokenizer, _BLANK))
+    names = ("tokens", "targets", "weights", "cells", "vision", "segment", "position")
+    return Example(**{name: getattr(whole, name)[:end] for name in names}, frames=whole.frames)
+
+
+def build_question(tokenizer: Tokenizer, message: Message) -> np.ndarray:
+    """What a question adds to a prompt, int32 [n]: a prefix and it are the tokens of `build_prompt`, since each turn is
+    encoded by itself.
+    """
+    return build_prompt(tokenizer, (), message, cells=1).tokens[1:]  # after BOS
 
 
 def eval_batches(
     records: Records,
     tokenizer: Tokenizer,
     shape: RowShape,
+    questions: QuestionShape,
+    groups: Sequence[Sequence[Asked]],
     *,
     max_frames: int,
     max_fps: float | None,
     rows: int,
     style: str | None = None,
-    limit: int | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[EvalBatch]:
-    """Batches of `rows // shard_count` rows, the last one padded. `style` asks every question in that style; `limit`
-    bounds the questions.
+    """Batches of `rows // shard_count` rows, a group a row, the last one padded; a group shares its video, clip and
+    subtitles. `style` asks every question in that style.
 
-    `shape` is RowShape with one item; see DataConfig.evaluation_shape. A video that cannot be used is logged and
-    marked in `meta`.
+    `shape` is RowShape with one item; see DataConfig.evaluation_shape. A video or question that cannot be used is
+    logged and marked in `meta`.
     """
-    if max_frames > shape.frames:
-        raise ValueError(
-            f"rows of {shape.frames} frames cannot hold max_frames={max_frames}; give a shape of at least as many"
-        )
     if rows % shard_count or not 0 <= shard_index < shard_count:
         raise ValueError(f"{rows} rows cannot be divided among {shard_count} processes; give a multiple of it")
-    asked = [(r, m) for r in range(len(records)) for m in range(_count(records, r))][:limit]
+    most = max(map(len, groups), default=0)
+    if most > questions.most:
+        raise ValueError(f"a group of {most} questions does not fit the {questions.most} of a row; split it")
+    reader = _Reader(records, tokenizer, shape, questions, max_frames, max_fps, style)
     mine = rows // shard_count
-    last: tuple[int, Record, Video | None] | None = None
-    empty = fill_row([], shape)
-    for first in range(0, len(asked), rows):
-        filled, valid, meta = [], [], []
-        for index in range(first + shard_index * mine, first + (shard_index + 1) * mine):
-            row: dict[str, np.ndarray] = empty
-            facts: dict[str, Any] = {}
-            if index < len(asked):
-                number, message = asked[index]
-                try:
-                    if last is None or last[0] != number:  # questions about a video follow each other
-                        last = (number, *_read(records[number], shape, max_frames, max_fps))
-                    _, record, video = last
-                    row, facts = _row(record, video, record.messages[message], tokenizer, shape, style)
-                except (RecordError, VideoError) as error:
-                    LOG.warning("question %d of record %d cannot be asked: %s", message, number, error)
-                    last, facts = None, {"record": number, "message": message, "error": str(error)}
-            filled.append(row)
-            valid.append(bool(facts) and "error" not in facts)
-            meta.append(facts)
-        yield EvalBatch(stack(filled), np.asarray(valid), meta)
+    for first in range(0, len(groups), rows):
+        own = groups[first + shard_index * mine : first + (shard_index + 1) * mine]
+        made = [reader.row(group) for group in [*own, *[()] * (mine - len(own))]]
+        tokens, counts = np.stack([row.questions for row in made]), np.stack([row.lengths for row in made])
+        yield EvalBatch(stack([row.arrays for row in made]), tokens, counts, [row.meta for row in made])
 
 
-def _count(records: Records, index: int) -> int:
-    """Questions of a record; one that cannot be read counts as one, so that it is reported."""
-    try:
-        return len(records[index].messages)
-    except RecordError:
-        return 1
+class _Row(NamedTuple):
+    arrays: dict[str, np.ndarray]
+    questions: np.ndarray
+    lengths: np.ndarray
+    meta: list[dict[str, Any]]
 
 
-def _read(record: Record, shape: RowShape, max_frames: int, max_fps: float | None) -> tuple[Record, Video | None]:
-    return record, None if record.video is None else read_video(record, shape.size, max_frames, max_fps)
+class _Unfit(RecordError):
+    """The video takes more than a row of this shape has."""
 
 
-def _row(
-    record: Record, video: Video | None, message: Message, tokenizer: Tokenizer, shape: RowShape, style: str | None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    asked = Message(message.question, message.answer, style or message.style, message.options, message.family)
-    times = np.zeros(0) if video is None else video.times
-    example = build_prompt(tokenizer, times, asked, cells=shape.cells, subtitles=record.subtitles)
-    lengths(example, shape)
-    frames = np.zeros((0, *shape.size, 3), np.uint8) if video is None else video.frames
-    facts = {
-        "id": record.id,
-        "family": asked.family,
-        "question": asked.question,
-        "answer": asked.answer,
-        "target": target_text(asked),
-        "options": asked.options,
-        "style": asked.style,
-        "times": times.tolist(),
-    }
-    return fill_row([Item(example, frames)], shape), facts
+@dataclass
+class _Reader:
+    """Makes rows of groups. Keeps the last video, since the groups of a video follow each other."""
+
+    records: Records
+    tokenizer: Tokenizer
+    shape: RowShape
+    questions: QuestionShape
+    max_frames: int
+    max_fps: float | None
+    style: str | None
+    last: tuple[Any, Video] | None = None
+
+    def row(self, group: Sequence[Asked]) -> _Row:
+        """Whatever cannot be asked is named in its place, and the rest is asked."""
+        most, longest = self.questions
+        tokens, used = np.zeros((most, longest), np.int32), np.zeros(most, np.int32)
+        arrays, times, broken, meta = fill_row([], self.shape), np.zeros(0), None, []
+        try:
+            if group:
+                arrays, times = self._prefix(self.records[group[0].record])
+        except (RecordError, VideoError) as error:
+            broken = error
+        for place, asked in enumerate(group):
+            try:
+                if broken is not None:
+                    raise broken
+                ids, facts = self._question(self.records[asked.record], asked.message)
+            except (RecordError, VideoError) as error:
+                LOG.warning("question %d of record %d cannot be asked: %s", asked.message, asked.record, error)
+                meta.append({**asked._asdict(), "error": str(error), "unfit": isinstance(error, _Unfit)})
+                continue
+            tokens[place, : len(ids)], used[place] = ids, len(ids)
+            meta.append({"number": asked.number, **facts, "times": times.tolist()})
+        return _Row(arrays, tokens, used, meta)
+
+    def _prefix(self, record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The arrays of a row and the times of its frames."""
+        frames, times = np.zeros((0, *self.shape.size, 3), np.uint8), np.zeros(0)
+        if record.video is not None:
+            video = self._video(record)
+            frames, times = video.frames, video.times
+        prefix = build_prefix(self.tokenizer, times, cells=self.shape.cells, subtitles=record.subtitles)
+        try:
+            lengths(prefix, self.shape)
+        except RecordError as error:
+            raise _Unfit(*error.args) from error
+        return fill_row([Item(prefix, frames)], self.shape), times
+
+    def _video(self, record: Record) -> Video:
+        clip = (record.video, record.start, record.end)
+        if self.last is None or self.last[0] != clip:
+            self.last = (clip, read_video(record, self.shape.size, self.max_frames, self.max_fps))
+        return self.last[1]
+
+    def _question(self, record: Record, number: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Its tokens, and what scoring and reports want to know."""
+        message = record.messages[number]
+        asked = dataclasses.replace(message, style=self.style or message.style)
+        ids = build_question(self.tokenizer, asked)
+        if len(ids) > self.questions.longest:
+            raise RecordError(f"takes {len(ids)} tokens and a question has {self.questions.longest}; shorten it")
+        return ids, {
+            "id": record.id,
+            "family": asked.family,
+            "question": asked.question,
+            "answer": asked.answer,
+            "target": target_text(asked),
+            "options": asked.options,
+            "style": asked.style,
+        }

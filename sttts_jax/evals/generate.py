@@ -1,4 +1,7 @@
-"""Text generation: one prefill and a compiled decode loop over a static KV cache, greedy or sampled, in batches."""
+"""Text generation: one prefill and a compiled decode loop over a static KV cache, greedy or sampled, in batches.
+
+Several questions on one video share its prefill, and its part of the cache in every decode step.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -9,11 +12,19 @@ import jax
 import jax.numpy as jnp
 
 
+class QuestionTokens(NamedTuple):
+    """Up to Q questions on what each row holds: tokens int32 [B, Q, T], padded on the right; lengths int32 [B, Q],
+    0 for no question."""
+
+    tokens: jax.Array
+    lengths: jax.Array
+
+
 class Generated(NamedTuple):
     """What came out of a batch of prompts.
 
-    tokens    int32 [B, n]; from its first stop token on, a row repeats it
-    lengths   int32 [B], tokens before the first stop token (n if there is none)
+    tokens    int32 [B, n], with questions [B, Q, n]; from its first stop token on, an answer repeats it
+    lengths   int32 [B] or [B, Q], tokens before the first stop token (n if there is none)
     kept      bool [B, F, C], cells that lived, or None for a model without vision
     scores    float32 [B, F, C] in (0, 1), or None without a scorer
     """
@@ -34,13 +45,21 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     rng: jax.Array | None = None,
+    questions: QuestionTokens | None = None,
 ) -> Generated:
     """Continues every row of `batch`, which holds one prompt a row, padded on the right.
 
-    `model` (as `models.vlm.Vlm`) has the static row length `length` and two methods:
+    With `questions`, a row of `batch` is what its questions have in common (the video and all before and after it up to
+    the question's first token). It is run once, and every question is answered as if it had been asked alone.
+
+    `model` (as `models.vlm.Vlm`) has the static row length `length` and the methods
         prefill(batch, cache_length, rng) -> (logits [B, Y] at each row's last token, cache, next position [B],
             ViT output or None)
         decode(token [B], position [B], cache) -> (logits [B, Y], cache)
+    and for questions
+        prefill_prefix(batch, cache_length, rng) -> (cache, next position [B], ViT output or None)
+        extend(tokens [B, Q, T], lengths [B, Q], position [B], cache) -> (logits [B, Q, Y], cache, positions [B, Q])
+        decode(token [B, Q], position [B, Q], cache) -> (logits [B, Q, Y], cache)
     `params` are its variables. `temperature` 0 is greedy; above, `rng` is needed and `top_p` keeps the smallest set of
     tokens with that much probability. Compiles once per shape; raises ValueError on a bad setting.
     """
@@ -59,6 +78,7 @@ def generate(
         temperature > 0,
         params,
         batch,
+        questions,
         rng,
         jnp.float32(temperature),
         jnp.float32(top_p),
@@ -73,6 +93,7 @@ def _generate(
     sample: bool,
     params: Any,
     batch: dict[str, jax.Array],
+    questions: QuestionTokens | None,
     rng: jax.Array | None,
     temperature: jax.Array,
     top_p: jax.Array,
@@ -82,10 +103,16 @@ def _generate(
     select_rng, draw_rng = (None, None) if rng is None else jax.random.split(rng)
     draw_rng = draw_rng if sample else None
 
+    def apply(method: str, *args: Any) -> Any:
+        return model.apply(params, *args, method=method)
+
     def pick(logits: jax.Array, step: jax.Array) -> jax.Array:
         if draw_rng is None:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return sample_tokens(jax.random.fold_in(draw_rng, step), logits, temperature, top_p)
+        flat = sample_tokens(
+            jax.random.fold_in(draw_rng, step), logits.reshape(-1, logits.shape[-1]), temperature, top_p
+        )
+        return flat.reshape(logits.shape[:-1])
 
     def keep_going(state: tuple) -> jax.Array:
         step, finished = state[0], state[2]
@@ -93,16 +120,24 @@ def _generate(
 
     def step_once(state: tuple) -> tuple:
         step, token, finished, position, cache, out = state
-        logits, cache = model.apply(params, token, position, cache, method="decode")
+        logits, cache = apply("decode", token, position, cache)
         token = jnp.where(finished, token, pick(logits, step))
-        out = jnp.where(jnp.arange(count) >= step, token[:, None], out)
+        out = jnp.where(jnp.arange(count) >= step, token[..., None], out)
         return step + 1, token, finished | jnp.isin(token, stops), position + 1, cache, out
 
-    slots = model.length + count
-    logits, cache, position, seen = model.apply(params, batch, slots, select_rng, method="prefill")
+    if questions is None:
+        logits, cache, position, seen = apply("prefill", batch, model.length + count, select_rng)
+        unasked = jnp.zeros(position.shape, bool)
+    else:
+        _, most, longest = questions.tokens.shape
+        slots = model.length + most * (longest + count)
+        cache, position, seen = apply("prefill_prefix", batch, slots, select_rng)
+        logits, cache, position = apply("extend", *questions, position, cache)
+        unasked = questions.lengths == 0
     token = pick(logits, jnp.int32(0))
-    out = jnp.broadcast_to(token[:, None], (token.shape[0], count))
-    state = (jnp.int32(1), token, jnp.isin(token, stops), position, cache, out)
+    out = jnp.broadcast_to(token[..., None], (*token.shape, count))
+    # Nobody waits for the answers to questions that are not there.
+    state = (jnp.int32(1), token, unasked | jnp.isin(token, stops), position, cache, out)
     tokens = jax.lax.while_loop(keep_going, step_once, state)[-1]
     stopped = jnp.isin(tokens, stops)
     lengths = jnp.where(stopped.any(axis=-1), jnp.argmax(stopped, axis=-1), count)

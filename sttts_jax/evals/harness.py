@@ -3,7 +3,8 @@
     harness = Harness(subject, rows=32, seed=0)
     result, answers = harness.run(Questions(task, source, subject.tokenizer, subject.data.cells), subject.trained)
 
-One question a row, greedy answers, one program a setting; short last batches are padded. Every process calls the same.
+One video a row, read once for several questions about it; greedy answers. Rows come in buckets of frames, each with one
+program; short last batches are padded. Every process calls the same.
 """
 
 import time
@@ -14,11 +15,11 @@ import jax
 import numpy as np
 
 from sttts_jax.data.device import to_device
-from sttts_jax.data.evaluation import EvalBatch, eval_batches
+from sttts_jax.data.evaluation import EvalBatch, QuestionShape, eval_batches
 from sttts_jax.data.schema import RowShape
-from sttts_jax.evals.generate import Generated, generate
+from sttts_jax.evals.generate import Generated, QuestionTokens, generate
 from sttts_jax.evals.harness_gather import gather, to_host
-from sttts_jax.evals.harness_questions import Questions
+from sttts_jax.evals.harness_questions import TOGETHER, Bucket, Questions, frame_ladder
 from sttts_jax.evals.harness_subject import Setting, Subject
 from sttts_jax.evals.results import Key, Result, Tally, pack_mask
 from sttts_jax.evals.tasks.task import Task
@@ -28,22 +29,28 @@ Answer = dict[str, Any]
 
 
 class _Run(NamedTuple):
-    """What a setting made: answers in order, seconds without compiling, seconds and number of compilations."""
+    """What a setting made: answers in order, the rows they took, seconds without compiling, and of compiling."""
 
     answers: list[Answer]
+    buckets: list[Bucket]
     seconds: float
     compile_seconds: float
     compilations: int
 
 
 class Harness:
-    """Programs are kept, so that tasks that share a bucket share them. `seed` is for methods that choose at random."""
+    """Programs are kept, so that tasks that share a bucket share them. `seed` is for methods that choose at random.
 
-    def __init__(self, subject: Subject, rows: int, seed: int = 0):
+    `rows` videos are a batch. `steps` are the frame counts of buckets, see `frame_ladder`; `together` is the most
+    questions that share a row. Neither changes an answer, only how long it takes; but methods that choose at random
+    choose for the rows of a batch.
+    """
+
+    def __init__(self, subject: Subject, rows: int, seed: int = 0, steps: Sequence[int] = (), together: int = TOGETHER):
         """Raises ValueError where the rows of a batch do not divide over the devices."""
-        self.subject, self.rows, self.seed = subject, rows, seed
+        self.subject, self.rows, self.seed, self.steps, self.together = subject, rows, seed, steps, together
         self._mine = subject.layout.rows_per_process(rows)
-        self._programs: dict[tuple[RowShape, int], Any] = {}
+        self._programs: dict[tuple[RowShape, QuestionShape, int], tuple[Any, float]] = {}  # with seconds of compiling
 
     def key(self, questions: Questions, setting: Setting) -> Key:
         """What makes a result of `run` this one and no other."""
@@ -62,8 +69,7 @@ class Harness:
 
     def run(self, questions: Questions, setting: Setting) -> tuple[Result, list[Answer]]:
         """(result, one answer a question). Raises ValueError when not a single question could be asked."""
-        shape = questions.row_shape(self.subject.data, setting)
-        run = self._run(questions, setting, shape)
+        run = self._run(questions, setting, self._plan(questions, setting))
         bad = [{"id": a.get("id", f"record {a['record']}"), "error": a["error"]} for a in run.answers if "error" in a]
         good = [a for a in run.answers if "error" not in a]
         if not good:
@@ -78,7 +84,7 @@ class Harness:
             seconds_per_question=run.seconds / len(good),
             compile_seconds=run.compile_seconds,
             compilations=run.compilations,
-            row_length=shape.length,
+            buckets=[{"frames": b.frames, "length": b.length, "rows": len(b.groups)} for b in run.buckets],
             rows=self.rows,
             bad=bad,
             histogram=_histogram(good),
@@ -86,67 +92,103 @@ class Harness:
         )
         return result, [{name: value for name, value in a.items() if name != "scores"} for a in run.answers]
 
-    def _run(self, questions: Questions, setting: Setting, shape: RowShape) -> _Run:
-        subject, layout = self.subject, self.subject.layout
-        batches = eval_batches(
-            questions.records,
-            subject.tokenizer,
-            shape,
-            max_frames=setting.max_frames,
-            max_fps=setting.max_fps,
-            rows=self.rows,
-            limit=questions.limit,
-            shard_index=layout.shard_index,
-            shard_count=layout.shard_count,
-        )
+    def _plan(self, questions: Questions, setting: Setting) -> list[Bucket]:
+        """The same on every process, whatever one of them cannot read: batches are the steps that all take together."""
+        ladder = frame_ladder(setting.max_frames, self.steps)
+        plan = questions.plan(setting, ladder, self.rows, self.together)
+        first = gather([{"number": jax.process_index(), "plan": plan}])[0]
+        return [Bucket(*bucket) for bucket in first["plan"]]
+
+    def _run(self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]) -> _Run:
+        started, before = time.perf_counter(), set(self._programs)
+        answers = self._answers(questions, setting, buckets)
+        # Decoding found more frames than the packets had announced: such clips are asked again, in the largest rows.
+        unfit = [[number] for number, answer in answers.items() if answer.get("unfit")]
+        again = [buckets[-1]._replace(groups=unfit)] if unfit and len(buckets) > 1 else []
+        answers |= self._answers(questions, setting, again)
+        compiling = [seconds for wanted, (_, seconds) in self._programs.items() if wanted not in before]
+        seconds = time.perf_counter() - started - sum(compiling)
+        plain = [{k: v for k, v in answers[number].items() if k != "unfit"} for number in sorted(answers)]
+        used = [bucket for bucket in [*buckets, *again] if bucket.groups]
+        return _Run(plain, used, seconds, sum(compiling), len(compiling))
+
+    def _answers(self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]) -> dict[int, Answer]:
+        """By the number of the question, those of all processes."""
         answers: list[Answer] = []
-        started, compiling, programs = time.perf_counter(), 0.0, len(self._programs)
-        held: tuple[int, EvalBatch, Generated] | None = None
-        with jax.set_mesh(subject.mesh):
-            for number, batch in enumerate(batches):
-                arrays = to_device(batch.arrays, layout.sharding(), self.rows)
-                key = jax.random.fold_in(subject.key(self.seed), number)
-                before = time.perf_counter()
-                program = self._program(questions.task, shape, arrays, key)
-                compiling += time.perf_counter() - before
-                said = program(subject.params, arrays, key)
+        held: tuple[EvalBatch, Generated] | None = None
+        with jax.set_mesh(self.subject.mesh):
+            for number, (batch, shape, room) in enumerate(self._batches(questions, setting, buckets)):
+                said = self._say(questions.task, shape, room, batch, number)
                 # The device answers this batch while the host decodes the next one.
                 answers += [] if held is None else self._read(questions.task, *held)
-                held = (number, batch, said)
+                held = (batch, said)
             answers += [] if held is None else self._read(questions.task, *held)
-        seconds = time.perf_counter() - started - compiling
-        return _Run(gather(answers), seconds, compiling, len(self._programs) - programs)
+        return {answer["number"]: answer for answer in gather(answers)}
 
-    def _program(self, task: Task, shape: RowShape, arrays: dict[str, jax.Array], key: jax.Array) -> Any:
-        wanted = (shape, task.max_new_tokens)
+    def _batches(
+        self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]
+    ) -> Iterator[tuple[EvalBatch, RowShape, QuestionShape]]:
+        """This process's part of every batch; all processes have equally many of each bucket."""
+        subject = self.subject
+        for bucket in buckets:
+            shape = subject.data.evaluation_shape(bucket.frames, setting.fraction, bucket.length)
+            room = QuestionShape(bucket.most, bucket.longest)
+            batches = eval_batches(
+                questions.records,
+                subject.tokenizer,
+                shape,
+                room,
+                [[questions.asked[number] for number in group] for group in bucket.groups],
+                max_frames=setting.max_frames,
+                max_fps=setting.max_fps,
+                rows=self.rows,
+                shard_index=subject.layout.shard_index,
+                shard_count=subject.layout.shard_count,
+            )
+            for batch in batches:
+                yield batch, shape, room
+
+    def _say(self, task: Task, shape: RowShape, room: QuestionShape, batch: EvalBatch, number: int) -> Generated:
+        subject = self.subject
+        arrays = {**batch.arrays, "question_tokens": batch.questions, "question_lengths": batch.lengths}
+        placed = to_device(arrays, subject.layout.sharding(), self.rows)
+        asked = QuestionTokens(placed.pop("question_tokens"), placed.pop("question_lengths"))
+        inputs = (subject.params, placed, asked, jax.random.fold_in(subject.key(self.seed), number))
+        return self._program(task, shape, room, inputs)(*inputs)
+
+    def _program(self, task: Task, shape: RowShape, room: QuestionShape, inputs: tuple[Any, ...]) -> Any:
+        wanted = (shape, room, task.max_new_tokens)
         if wanted not in self._programs:
             model, stop = self.subject.model(shape), (self.subject.tokenizer.eos,)
 
-            def answer(params: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Generated:
+            def answer(params: Any, batch: dict[str, jax.Array], asked: QuestionTokens, rng: jax.Array) -> Generated:
                 count = task.max_new_tokens
-                return generate(model, {"params": params}, batch, max_new_tokens=count, stop_ids=stop, rng=rng)
+                return generate(
+                    model, {"params": params}, batch, max_new_tokens=count, stop_ids=stop, rng=rng, questions=asked
+                )
 
-            self._programs[wanted] = jax.jit(answer).lower(self.subject.params, arrays, key).compile()
-        return self._programs[wanted]
+            before = time.perf_counter()
+            program = jax.jit(answer).lower(*inputs).compile()
+            self._programs[wanted] = (program, time.perf_counter() - before)
+        return self._programs[wanted][0]
 
-    def _read(self, task: Task, number: int, batch: EvalBatch, said: Generated) -> Iterator[Answer]:
+    def _read(self, task: Task, batch: EvalBatch, said: Generated) -> Iterator[Answer]:
         """This process's answers of a batch."""
         first = self.subject.layout.shard_index * self._mine
         mine = slice(first, first + self._mine)
         assert said.kept is not None  # the model has a ViT
         tokens, lengths, kept = (to_host(x)[mine] for x in (said.tokens, said.lengths, said.kept))
         scores = None if said.scores is None else to_host(said.scores)[mine]
-        for row, meta in enumerate(batch.meta):
-            question = {"number": number * self.rows + first + row}
-            if not batch.valid[row]:
-                if meta:
-                    yield {**question, **meta}
+        for row, place in ((row, place) for row, group in enumerate(batch.meta) for place in range(len(group))):
+            meta = batch.meta[row][place]
+            if "error" in meta:
+                yield meta
                 continue
-            prediction = self.subject.tokenizer.decode(tokens[row, : lengths[row]].tolist()).strip()
-            text = {name: meta[name] for name in ("id", "family", "question", "target", "style")}
+            said_tokens = tokens[row, place, : lengths[row, place]]
+            prediction = self.subject.tokenizer.decode(said_tokens.tolist()).strip()
+            text = {name: meta[name] for name in ("number", "id", "family", "question", "target", "style")}
             frames = len(meta["times"])
             yield {
-                **question,
                 **text,
                 "prediction": prediction,
                 "right": task.score(prediction, meta),

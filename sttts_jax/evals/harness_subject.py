@@ -15,6 +15,7 @@ from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.vlm import Vlm
+from sttts_jax.ops.attention import choose_kernels
 from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.config import PruneConfig
 
@@ -88,7 +89,8 @@ class Subject:
     def model(self, shape: RowShape) -> Vlm:
         """The model of a bucket."""
         prune = self.pruned(shape.fraction)
-        return Vlm(self.vlm, prune, shape.kept, shape.length, self.dtype, "none", self.attention)
+        kernels = choose_kernels(self.attention, self.mesh.devices.flat[0].platform, self.dtype, self.vlm.vit.patches)
+        return Vlm(self.vlm, prune, shape.kept, shape.length, self.dtype, "none", kernels)
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:

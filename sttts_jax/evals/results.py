@@ -13,7 +13,7 @@ from sttts_jax.ckpt.meta import check_config
 from sttts_jax.evals.report_views import Accuracy
 from sttts_jax.paths import PathLike, as_path, read_json, write_json, write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RESULTS = "results.json"
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
@@ -97,6 +97,8 @@ class Result:
     kept_share            cells that lived, of all cells of all frames
     frames_mean           frames of a question; below max_frames where the clips are short
     seconds_per_question  decoding and answering, without compiling
+    buckets               the shapes of rows: {"frames", "length", "rows"}, and how many rows there were of each
+    rows                  of a batch
     bad                   questions that could not be asked: {"id", "error"}; not part of any accuracy
     histogram             counts of scores after first frames, kept and dropped, between "edges"; None without a scorer
     """
@@ -109,7 +111,7 @@ class Result:
     seconds_per_question: float
     compile_seconds: float
     compilations: int
-    row_length: int
+    buckets: Sequence[Mapping[str, int]]
     rows: int
     bad: Sequence[Mapping[str, Any]]
     histogram: Mapping[str, Sequence[float]] | None

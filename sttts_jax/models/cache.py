@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from sttts_jax.models.config import LlmConfig
 from sttts_jax.ops.attention import RowRule
 
+BRANCH_STRIDE = 1 << 20  # of the orders of branches: more than the slots of any cache
+
 
 @flax.struct.dataclass
 class KvCache:
@@ -43,8 +45,22 @@ class KvCache:
 
     def next_rule(self) -> RowRule:
         """The rule [B, 1] of a text token that continues example 0 of each row: it sees every token of it."""
-        zero = jnp.zeros((self.rule.example.shape[0], 1), jnp.int32)
-        return RowRule(order=zero + self.length, vision=zero > 0, example=zero, segment=zero)
+        return self.branch_rule(jnp.ones((self.rule.example.shape[0], 1, 1), bool))
+
+    def branch_rule(self, valid: jax.Array) -> RowRule:
+        """The rule [B, Q * T] of text tokens that continue example 0 of each row in Q branches; valid bool [B, Q, T].
+
+        A branch sees what was there before, its own earlier tokens, and nothing of other branches: those before it have
+        a lower segment, those after it a higher order. What was there before needs segments from 0 up.
+        """
+        branch = jnp.arange(valid.shape[1])[:, None]
+        fields = RowRule(
+            order=self.length + branch * BRANCH_STRIDE + jnp.arange(valid.shape[2]),
+            vision=jnp.zeros((), bool),
+            example=jnp.where(valid, 0, -1),
+            segment=branch - valid.shape[1] + 1,
+        )
+        return RowRule(*(jnp.broadcast_to(field, valid.shape).reshape(valid.shape[0], -1) for field in fields))
 
     def with_rule(self, rule: RowRule) -> "KvCache":
         """Writes the rule [B, S] of new tokens at slot `length`; `length` stays until their keys are written too."""

@@ -31,7 +31,7 @@ class RowFlops:
 
 def train_factor(remat: str) -> int:
     """Training cost over a forward pass: backward is two more, full rematerialisation one more again."""
-    return 4 if remat in ("full", "nothing_saveable") else 3
+    return 4 if remat in ("full", "nothing_saveable", "attention") else 3
 
 
 def vit_block_flops(cfg: VitConfig, tokens: float, pairs: float) -> float:

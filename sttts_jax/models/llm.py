@@ -16,7 +16,7 @@ from sttts_jax import dims
 from sttts_jax.dims import ACT_BATCH, ACT_EMBED, ACT_HEAD_DIM, ACT_HEADS, ACT_KV_HEADS, ACT_LENGTH, ACT_MLP
 from sttts_jax.models.cache import KvCache, write_layer
 from sttts_jax.models.config import LlmConfig
-from sttts_jax.ops.attention import RowRule, attend_rows
+from sttts_jax.ops.attention import RowRule, RowsPlan, attend_rows, plan_rows
 from sttts_jax.ops.init import Initializer, fan_in, ones, rows
 from sttts_jax.ops.norm import rms_norm
 from sttts_jax.ops.remat import remat_policy
@@ -32,8 +32,6 @@ class LlmBlock(nn.Module):
 
     cfg: LlmConfig
     dtype: Any
-    attention: str
-    query_block: int
 
     def _param(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         value = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
@@ -48,16 +46,16 @@ class LlmBlock(nn.Module):
         carry: tuple[jax.Array, Kv | None],
         layer: tuple[jax.Array, jax.Array],
         rope: Rope,
-        rules: tuple[RowRule, RowRule],
+        plan: RowsPlan,
         length: jax.Array,
         deterministic: bool,
     ) -> tuple[tuple[jax.Array, Kv | None], None]:
-        """carry = (x [B, S, E], cache buffers); layer = (index, which rope table); rules of queries and keys."""
+        """carry = (x [B, S, E], cache buffers); layer = (index, which rope table); plan of the attention."""
         x, kv = carry
         pre = self.cfg.norm == "pre"
         width = ((self.cfg.width,), (dims.EMBED,))
         out = self._norm(x, "attn_norm", *width) if pre else x
-        out, kv = self._attention(out, kv, layer, rope, rules, length)
+        out, kv = self._attention(out, kv, layer, rope, plan, length)
         out = out if pre else self._norm(out, "attn_norm", *width)
         x = constrain(x + self._drop(out, deterministic), ACT_BATCH, ACT_LENGTH, ACT_EMBED)
         out = self._norm(x, "mlp_norm", *width) if pre else x
@@ -75,7 +73,7 @@ class LlmBlock(nn.Module):
         kv: Kv | None,
         layer: tuple[jax.Array, jax.Array],
         rope: Rope,
-        rules: tuple[RowRule, RowRule],
+        plan: RowsPlan,
         length: jax.Array,
     ) -> tuple[jax.Array, Kv | None]:
         c = self.cfg
@@ -102,7 +100,7 @@ class LlmBlock(nn.Module):
             k_buffer, k = write_layer(kv[0], index, length, k)
             v_buffer, v = write_layer(kv[1], index, length, v)
             kv = (k_buffer, v_buffer)
-        out = attend_rows(q, k, v, *rules, impl=self.attention, block=self.query_block)
+        out = attend_rows(q, k, v, plan)
         return jnp.einsum("bshd,hde->bse", out, out_kernel), kv
 
     def _mlp(self, x: jax.Array) -> jax.Array:
@@ -122,7 +120,7 @@ class Llm(nn.Module):
     `blocks`, each with a leading L: q [E, H, d], kv [E, 2, Hkv, d], out [H, d, E], q_norm and k_norm ([d], or [H, d]
     and [Hkv, d] for qk_norm "full"), gate_up [E, 2, M], down [M, E], attn_norm and mlp_norm [E].
 
-    `dtype` is the compute dtype, `remat` a name of `ops.remat`, `attention` and `query_block` go to `attend_rows`;
+    `dtype` is the compute dtype, `remat` a name of `ops.remat`, `attention` and `query_block` go to `plan_rows`;
     `scan=False` unrolls the layers over the same stacked parameters.
     """
 
@@ -157,7 +155,7 @@ class Llm(nn.Module):
             length=c.layers,
             unroll=1 if self.scan else c.layers,
             metadata_params={nn.PARTITION_NAME: dims.LAYERS},
-        )(c, self.dtype, self.attention, self.query_block)
+        )(c, self.dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [...] -> `dtype` [..., E]. Ids from `vocab` on are the extra rows, a parameter of their own."""
@@ -188,10 +186,11 @@ class Llm(nn.Module):
                 raise ValueError(f"{x.shape[1]} tokens do not fit a cache of {cache.slots} slots; make it longer.")
             cache = cache.with_rule(rule)
         layer = (jnp.arange(c.layers), jnp.asarray(self._rope_table_of_layer()))
-        rules = (rule, rule if cache is None else cache.rule)
+        rule_k = rule if cache is None else cache.rule
+        plan = plan_rows(rule, rule_k, kernels=self.attention, block=self.query_block)
         carry = (x.astype(self.dtype), None if cache is None else (cache.k, cache.v))
         length = jnp.zeros((), jnp.int32) if cache is None else cache.length
-        (x, kv), _ = self.blocks(carry, layer, self._rope(positions), rules, length, deterministic)
+        (x, kv), _ = self.blocks(carry, layer, self._rope(positions), plan, length, deterministic)
         if cache is not None and kv is not None:
             cache = dataclasses.replace(cache, k=kv[0], v=kv[1], length=length + positions.shape[1])
         return rms_norm(x, self.final_norm, c.norm_eps), cache

@@ -12,6 +12,7 @@ parameter tree depends on the architecture alone, not on the pruning method: `bl
 `blocks_05_18`, `blocks_19_24`.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from sttts_jax import dims
 from sttts_jax.models.config import VitConfig
 from sttts_jax.models.vit_block import Block, Layout, dense
+from sttts_jax.ops.attention import STREAM_KERNELS
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning import baselines
 from sttts_jax.pruning.bias import soft_bias
@@ -29,6 +31,7 @@ from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import FrameLayout, pack_cells
+from sttts_jax.pruning.ragged import frame_plan, ragged_layout
 from sttts_jax.pruning.rows import FrameRows
 from sttts_jax.pruning.scorer import Scorer
 from sttts_jax.pruning.select import Kept, select_cells
@@ -57,13 +60,32 @@ def stack_name(first: int, end: int) -> str:
     return f"blocks_{first:02d}_{end - 1:02d}"
 
 
+def whole_frames(grid: CellGrid, shape: tuple[int, ...], attention: str) -> FrameLayout:
+    """What blocks on all patches [B, F, C, W, D] run on, with the kernels `attention`; no survivors are known yet."""
+    if attention in STREAM_KERNELS:
+        return FrameLayout(None, plan=frame_plan(grid, shape[0], shape[1], kernels=attention))
+    key_mask = None if grid.filled is None else jnp.asarray(grid.filled)
+    return FrameLayout(None, key_mask=key_mask, kernels=attention)
+
+
+def survivors(grid: CellGrid, kept: Kept, attention: str) -> Layout:
+    """What blocks after the drop run on, with the kernels `attention`: the stream without padding."""
+    if attention in STREAM_KERNELS:
+        return ragged_layout(kept, grid.window, grid.filled, kernels=attention)
+    return stream_layout(kept, grid.filled, kernels=attention)
+
+
 class Vit(nn.Module):
-    """SigLIP2 with STTS. See the module docstring; the pruning methods share everything but the scores."""
+    """SigLIP2 with STTS. See the module docstring; the pruning methods share everything but the scores.
+
+    `attention` names the kernels, as `ops.attention.choose_kernels` gives them; bins always take XLA's.
+    """
 
     cfg: VitConfig
     prune: PruneConfig
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    attention: str = "xla"
 
     def setup(self) -> None:
         c = self.cfg
@@ -95,18 +117,19 @@ class Vit(nn.Module):
     def __call__(self, patches: jax.Array, rows: FrameRows, capacity: int, rng: jax.Array | None = None) -> VitOutput:
         """patches [B, F, C, W, P] normalised, window-major; rows [B, F]; `capacity` K; `rng` only for "random"."""
         x = self._embed(patches)
-        x, taps = self._run(x, {}, self._frames(), 0, self.cfg.prune_after + 1)
+        whole = whole_frames(self.grid, x.shape, self.attention)
+        x, taps = self._run(x, {}, whole, 0, self.cfg.prune_after + 1)
         scored = self._fill(x)
         logits = self.scorer(scored, rows) if self.prune.scores else None
 
         bias = None if logits is None else soft_bias(logits, rows, self.grid, self.prune.rescale)
         middle = self.cfg.prune_after + 2
-        x, taps = self._run(x, taps, self._frames(key_bias=bias), self.cfg.prune_after + 1, middle)
+        x, taps = self._run(x, taps, dataclasses.replace(whole, key_bias=bias), self.cfg.prune_after + 1, middle)
 
         scores = self._scores(logits, scored, rows, rng)
         kept = select_cells(jax.lax.stop_gradient(scores), rows, as_fraction(self.prune.drops), capacity)
         taps = {layer: pack_cells(tap, kept) for layer, tap in taps.items()}
-        taps |= self._tail(x, kept, middle)
+        taps |= self._tail(x, kept, whole, middle)
         return VitOutput(jnp.concatenate([taps[i] for i in self.cfg.feature_layers], axis=-1), kept, logits, scored)
 
     def _embed(self, patches: jax.Array) -> jax.Array:
@@ -117,10 +140,6 @@ class Vit(nn.Module):
     def _fill(self, x: jax.Array) -> jax.Array:
         filled = self.grid.filled
         return x if filled is None else jnp.where(filled[:, :, None], x, 0)
-
-    def _frames(self, **fields) -> FrameLayout:
-        filled = self.grid.filled
-        return FrameLayout(key_mask=None if filled is None else jnp.asarray(filled), **{"kept": None, **fields})
 
     def _scores(self, logits: jax.Array | None, scored: jax.Array, rows: FrameRows, rng: jax.Array | None) -> jax.Array:
         method = self.prune.method
@@ -136,11 +155,11 @@ class Vit(nn.Module):
             return baselines.reference_tracking_scores(scored, rows, as_fraction(self.prune.drops))
         return jnp.zeros((*rows.item.shape, self.grid.cells), jnp.float32)
 
-    def _tail(self, x: jax.Array, kept: Kept, start: int) -> dict[int, jax.Array]:
+    def _tail(self, x: jax.Array, kept: Kept, whole: FrameLayout, start: int) -> dict[int, jax.Array]:
         if as_fraction(self.prune.drops) == 0:
-            return self._tail_on(self._frames(kept=kept), x, start)
+            return self._tail_on(dataclasses.replace(whole, kept=kept), x, start)
         if self.prune.packing == "staircase":
-            return self._tail_on(stream_layout(kept, self.grid.filled), x, start)
+            return self._tail_on(survivors(self.grid, kept, self.attention), x, start)
         rung, layouts = switch_bins(kept, self.prune.refill, self.grid.filled)
         if self.is_initializing():
             return self._tail_on(layouts[-1](), x, start)

@@ -74,7 +74,7 @@ class Vlm(nn.Module):
     def setup(self) -> None:
         c = self.cfg
         self.grid = CellGrid(c.vit.grid, c.vit.cell)
-        self.vit = Vit(c.vit, self.prune, self.dtype, self.remat)
+        self.vit = Vit(c.vit, self.prune, self.dtype, self.remat, self.attention)
         self.connector = Connector(c.connector, c.llm.width, self.dtype)
         self.llm = Llm(c.llm, self.dtype, self.remat, self.attention)
 
@@ -147,19 +147,57 @@ class Vlm(nn.Module):
 
         The cache has `cache_length` slots: S and the new tokens.
         """
+        hidden, cache, position, seen = self._start(batch, cache_length, rng)
+        return self.llm.logits(hidden), cache, position, seen
+
+    def prefill_prefix(
+        self, batch: Batch, cache_length: int, rng: jax.Array | None = None
+    ) -> tuple[KvCache, jax.Array, VitOutput]:
+        """What the questions on a video share, one video a row -> (cache, next position [B], ViT output).
+
+        The prefix holds every vision token and ends with a token that is no cell. The cache has `cache_length` slots:
+        S, and the tokens of all questions and answers.
+        """
+        return self._start(batch, cache_length, rng)[1:]
+
+    def extend(
+        self, tokens: jax.Array, lengths: jax.Array, position: jax.Array, cache: KvCache
+    ) -> tuple[jax.Array, KvCache, jax.Array]:
+        """Q questions a row, side by side, after its prefix -> (logits [B, Q, Y], cache, next positions [B, Q]).
+
+        tokens int32 [B, Q, T], padded on the right; lengths int32 [B, Q], 0 for no question; position int32 [B]. The
+        prefix is there once, and each question sees it and itself only: as good as Q prompts.
+        """
+        rows, _, longest = tokens.shape
+        valid = jnp.arange(longest) < lengths[..., None]
+        positions = jnp.broadcast_to(position[:, None, None] + jnp.arange(longest), tokens.shape)
+        x = self.llm.embed(tokens.reshape(rows, -1))
+        hidden, cache = self._cached(x, positions.reshape(rows, -1), cache.branch_rule(valid), cache)
+        last = jnp.maximum(lengths - 1, 0)[..., None, None]
+        hidden = jnp.take_along_axis(hidden.reshape(*tokens.shape, -1), last, axis=2)[:, :, 0]
+        return self.llm.logits(hidden), cache, position[:, None] + lengths
+
+    def decode(self, token: jax.Array, position: jax.Array, cache: KvCache) -> tuple[jax.Array, KvCache]:
+        """token and position int32 [B], or [B, Q] after `extend` -> (logits [B, Y] or [B, Q, Y], cache).
+
+        One more slot of the cache is used by every token of a row.
+        """
+        tokens, positions = (x.reshape(x.shape[0], -1) for x in (token, position))
+        rule = cache.branch_rule(jnp.ones((*tokens.shape, 1), bool))
+        hidden, cache = self._cached(self.llm.embed(tokens), positions, rule, cache)
+        return self.llm.logits(hidden).reshape(*token.shape, -1), cache
+
+    def _start(
+        self, batch: Batch, cache_length: int, rng: jax.Array | None
+    ) -> tuple[jax.Array, KvCache, jax.Array, VitOutput]:
+        """(hidden [B, E] of the last token, cache, next position [B], ViT output)."""
         prefix = self.prefix(batch, rng)
         rows = prefix.rows
         cache = KvCache.empty(self.cfg.llm, rows.tokens.shape[0], cache_length, self.dtype)
         hidden, cache = self._cached(prefix.x, rows.positions, rows.rule, cache)
         last = jnp.maximum(jnp.sum(rows.rule.example >= 0, axis=1) - 1, 0)
         pick = jax.vmap(lambda x, i: x[i])
-        return self.llm.logits(pick(hidden, last)), cache, pick(rows.positions, last) + 1, prefix.vit
-
-    def decode(self, token: jax.Array, position: jax.Array, cache: KvCache) -> tuple[jax.Array, KvCache]:
-        """token and position int32 [B] -> (logits [B, Y], cache with one more slot)."""
-        x = self.llm.embed(token[:, None])
-        hidden, cache = self._cached(x, position[:, None], cache.next_rule(), cache)
-        return self.llm.logits(hidden[:, 0]), cache
+        return pick(hidden, last), cache, pick(rows.positions, last) + 1, prefix.vit
 
     def _cached(self, x: jax.Array, positions: jax.Array, rule: RowRule, cache: KvCache) -> tuple[jax.Array, KvCache]:
         hidden, filled = self.llm(x, positions, rule, cache=cache)

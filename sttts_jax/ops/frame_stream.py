@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sttts_jax.ops.frame_stream_tpu import Shapes, backward, forward
+from sttts_jax.ops.remat import attention_result
 
 _DTYPES = (jnp.float32, jnp.bfloat16)
 
@@ -27,7 +28,7 @@ class StreamPlan:
     ids      int32 [B, 1, ceil(S / block) * block]   frame of each token, -1 for padding
     own      int32 [pairs + 1]      first block of each pair, rising
     other    int32 [pairs + 1]      second block; every pair is there in both orders, every block meets itself
-    count    int32 []               pairs that exist; the rest of the lists is unused
+    count    int32 [1]              pairs that exist; the rest of the lists is unused
     block    tokens of a block
     typical  tokens of a frame on average, for the cost that the compiler is told
     """
@@ -67,7 +68,7 @@ def stream_plan(segments: jax.Array, *, frames: int, max_segment: int, block: in
     own = jnp.repeat(jnp.arange(rows * number, dtype=jnp.int32), size, total_repeat_length=pairs + 1)
     other = low[own] + jnp.arange(pairs + 1, dtype=jnp.int32) - (ends - size)[own]
     other = jnp.minimum(other, rows * number - 1)
-    return StreamPlan(ids[:, None], own, other, ends[-1], block, length / frames)
+    return StreamPlan(ids[:, None], own, other, ends[-1:], block, length / frames)
 
 
 def _ranges(ids: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
@@ -131,7 +132,8 @@ def _attend(qkv: jax.Array, bias: jax.Array | None, plan: StreamPlan, shapes: Sh
 
 
 def _attend_fwd(qkv, bias, plan, shapes):
-    out, lse = forward((plan.count, plan.own, plan.other), plan.ids, bias, qkv, shapes)
+    results = forward((plan.count, plan.own, plan.other), plan.ids, bias, qkv, shapes)
+    out, lse = map(attention_result, results)
     return out, (qkv, bias, plan, out, lse)
 
 

@@ -178,7 +178,7 @@ def _call(
     count, own, other = lists
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=2,
-        grid=(shapes.groups, count),
+        grid=(shapes.groups, count[0]),
         in_specs=in_specs,
         out_specs=out_specs,
         scratch_shapes=scratch,
@@ -218,7 +218,7 @@ def _ends(own: Any) -> tuple[jax.Array, jax.Array]:
     return first, last
 
 
-def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
     """Matrix product over axis over[0] of a and over[1] of b, summed in float32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
@@ -226,16 +226,16 @@ def _dot(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
     )
 
 
-def _column(row: jax.Array) -> jax.Array:
+def column(row: jax.Array) -> jax.Array:
     """[1, n] -> [n, 1]."""
     return jnp.broadcast_to(row, (_LANES, row.shape[1])).T[:, :1]
 
 
 def _offsets(query_ids: jax.Array, key_ids: jax.Array, bias: Any) -> jax.Array:
     """What all heads add to their logits, [key, query]: the bias where the frames agree, else nearly -infinity."""
-    keys = _column(key_ids)
+    keys = column(key_ids)
     seen = (keys == query_ids) & (keys >= 0)
-    return jnp.where(seen, 0.0 if bias is None else _column(bias[...]), -_FAR)
+    return jnp.where(seen, 0.0 if bias is None else column(bias[...]), -_FAR)
 
 
 def _alive(x: jax.Array, ids: jax.Array) -> jax.Array:
@@ -256,14 +256,14 @@ def _forward_kernel(own, other, query_ids, key_ids, *refs, shapes: Shapes) -> No
     offsets = _offsets(query_ids[...], key_ids[...], bias)
     for h in range(shapes.group):
         at = slice(h, h + 1)
-        logits = _dot(_alive(k[h], key_ids[...]), q[h], (0, 0)) * shapes.scale + offsets
+        logits = dot(_alive(k[h], key_ids[...]), q[h], (0, 0)) * shapes.scale + offsets
         old = top[at]
         new = jnp.maximum(old, jnp.max(logits, axis=0, keepdims=True))
         weights = jnp.exp(logits - new)
         shrink = jnp.exp(old - new)
         top[at] = new
         total[at] = total[at] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-        sums[h] = sums[h] * shrink + _dot(_alive(v[h], key_ids[...]), weights.astype(v.dtype), (1, 0))
+        sums[h] = sums[h] * shrink + dot(_alive(v[h], key_ids[...]), weights.astype(v.dtype), (1, 0))
 
     @pl.when(last)
     def _():
@@ -292,8 +292,8 @@ def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
             slopes[...] = jnp.zeros_like(slopes)
 
     def slope(keys, values, queries, g, offsets, lse, delta):
-        weights = jnp.exp(_dot(keys, queries, (0, 0)) * shapes.scale + offsets - lse)
-        return weights, weights * (_dot(values, g, (0, 0)) - delta)
+        weights = jnp.exp(dot(keys, queries, (0, 0)) * shapes.scale + offsets - lse)
+        return weights, weights * (dot(values, g, (0, 0)) - delta)
 
     from_other = _offsets(ids[...], ids_o[...], bias_o)
     to_other = _offsets(ids_o[...], ids[...], bias)
@@ -301,10 +301,10 @@ def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
         at = slice(h, h + 1)
         q_o, k_o, v_o, dout_o = (_alive(x, ids_o[...]) for x in (qkv_o[0, h], qkv_o[1, h], qkv_o[2, h], g_o[h]))
         _, dlogits = slope(k_o, v_o, qkv[0, h], g[h], from_other, lse[at], delta[at])
-        sums[0, h] += _dot(k_o, dlogits.astype(qkv.dtype), (1, 0))
+        sums[0, h] += dot(k_o, dlogits.astype(qkv.dtype), (1, 0))
         weights, dlogits = slope(qkv[1, h], qkv[2, h], q_o, dout_o, to_other, lse_o[at], delta_o[at])
-        sums[1, h] += _dot(q_o, dlogits.astype(qkv.dtype), (1, 1))
-        sums[2, h] += _dot(dout_o, weights.astype(qkv.dtype), (1, 1))
+        sums[1, h] += dot(q_o, dlogits.astype(qkv.dtype), (1, 1))
+        sums[2, h] += dot(dout_o, weights.astype(qkv.dtype), (1, 1))
         if slopes is not None:
             slopes[...] += dlogits
 

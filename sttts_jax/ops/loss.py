@@ -1,5 +1,6 @@
 """Weighted cross entropy with z-loss, as sums: the caller divides by a weight that is summed over the whole batch."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -48,35 +49,88 @@ def cross_entropy_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array
 
 
 def head_loss(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk: int = 512
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk: int = 256
 ) -> LossSums:
     """Cross entropy of hidden states [B, S, E] under a head [Y, E], targets and weights [B, S].
 
-    Goes through S in chunks and recomputes each in the backward pass, so that B x chunk x Y logits live at a time
-    instead of B x S x Y. Products in hidden.dtype with float32 accumulation, the rest in float32.
+    Only positions with weight meet the head, `chunk` of a row at a time: the loop ends with the longest row's last one,
+    so a row of many vision tokens and a short answer costs one chunk. Both passes make the logits, B x chunk x Y of
+    them at a time. Products in hidden.dtype with float32 accumulation, the rest in float32. No gradient to weights.
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be a positive number of positions.")
-
-    def part(hidden_i: jax.Array, targets_i: jax.Array, weights_i: jax.Array) -> LossSums:
-        # The cast is inside the loop so that the head's gradient adds up over chunks in the dtype of the head.
-        table = head.astype(hidden_i.dtype)
-        logits = jnp.einsum("bse,ye->bsy", hidden_i, table, preferred_element_type=jnp.float32)
-        return cross_entropy_sums(logits, targets_i, weights_i)
-
+    # Positions with weight first, each row by itself; those of the overhang repeat the last one, without weight.
+    unused = weights <= 0
+    order = jnp.argsort(unused, axis=1, stable=True)
     length = hidden.shape[1]
-    if length <= chunk:
-        return part(hidden, targets, weights)
-    count = -(-length // chunk)
+    order = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")
+    weights = jnp.where(jnp.arange(order.shape[1]) < length, jnp.take_along_axis(weights, order, axis=1), 0)
+    targets = jnp.take_along_axis(targets, order, axis=1)
+    used = jnp.max(jnp.sum(~unused, axis=1))
+    plan = _Chunks(order, targets, jnp.maximum(weights.astype(jnp.float32), 0.0), -(-used // chunk))
+    return _head_loss(hidden, head, plan, chunk)
 
-    def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
 
-    remat = jax.checkpoint(part, prevent_cse=False)
+class _Chunks(NamedTuple):
+    """Positions int32 [B, n * chunk] in the order in which they meet the head, their targets and weights, and how many
+    chunks have any weight."""
+
+    order: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+    chunks: jax.Array
+
+    def part(self, i: jax.Array, hidden: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """hidden [B, chunk, E], targets and weights [B, chunk] of chunk i."""
+        order, targets, weights = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in self[:3])
+        return _take(hidden, order), targets, weights
+
+
+# Rows of a batch each by itself: on a mesh, no row leaves its device.
+_take = jax.vmap(lambda x, index: jnp.take(x, index, axis=0, mode="clip"))
+
+
+def _logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    return jnp.einsum("bse,ye->bsy", hidden, head, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _head_loss(hidden: jax.Array, head: jax.Array, plan: _Chunks, chunk: int) -> LossSums:
+    table = head.astype(hidden.dtype)
+
+    def add(i: jax.Array, sums: LossSums) -> LossSums:
+        states, targets, weights = plan.part(i, hidden, chunk)
+        return jax.tree.map(jnp.add, sums, cross_entropy_sums(_logits(states, table), targets, weights))
+
     zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
+    return jax.lax.fori_loop(0, plan.chunks, add, zero)
 
-    def step(sums: LossSums, chunk_inputs: tuple[jax.Array, ...]) -> tuple[LossSums, None]:
-        return jax.tree.map(jnp.add, sums, remat(*chunk_inputs)), None
 
-    return jax.lax.scan(step, zero, (split(hidden), split(targets), split(weights)))[0]
+def _head_loss_fwd(hidden: jax.Array, head: jax.Array, plan: _Chunks, chunk: int) -> tuple[LossSums, tuple]:
+    return _head_loss(hidden, head, plan, chunk), (hidden, head, plan)
+
+
+def _head_loss_bwd(chunk: int, saved: tuple, g: LossSums) -> tuple[jax.Array, jax.Array, None]:
+    hidden, head, plan = saved
+    table = head.astype(hidden.dtype)
+
+    def add(i: jax.Array, grads: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        dhidden, dhead = grads
+        states, targets, weights = plan.part(i, hidden, chunk)
+        logits = _logits(states, table)
+        log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+        slope = (g.cross_entropy + 2 * g.z * log_total) * jnp.exp(logits - log_total) - g.cross_entropy * chosen
+        slope = (weights[..., None] * slope).astype(hidden.dtype)
+        part = jnp.einsum("bsy,ye->bse", slope, table, preferred_element_type=jnp.float32).astype(hidden.dtype)
+        dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, part, i * chunk, axis=1)
+        return dhidden, dhead + jnp.einsum("bsy,bse->ye", slope, states, preferred_element_type=jnp.float32)
+
+    batch, length, width = hidden.shape
+    zero = jnp.zeros((batch, plan.order.shape[1], width), hidden.dtype), jnp.zeros(head.shape, jnp.float32)
+    dhidden, dhead = jax.lax.fori_loop(0, plan.chunks, add, zero)
+    back = jnp.argsort(plan.order[:, :length], axis=1)  # a gather, where the gradient of one would scatter
+    return _take(dhidden, back), dhead.astype(head.dtype), None
+
+
+_head_loss.defvjp(_head_loss_fwd, _head_loss_bwd)

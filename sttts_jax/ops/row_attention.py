@@ -4,6 +4,7 @@ from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from sttts_jax.ops.frame_attention import masked_softmax
 
@@ -58,6 +59,15 @@ def _split(x: jax.Array, count: int, block: int, fill: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(x.shape[0], count, block, *x.shape[2:]), 1, 0)
 
 
+@struct.dataclass
+class RulePlan:
+    """What `row_attention_xla` is told: the rules of queries and keys, and the queries of a block."""
+
+    rule_q: RowRule
+    rule_k: RowRule
+    block: int = struct.field(pytree_node=False)
+
+
 def row_attention_xla(
     q: jax.Array, k: jax.Array, v: jax.Array, rule_q: RowRule, rule_k: RowRule, block: int
 ) -> jax.Array:
@@ -72,6 +82,7 @@ def row_attention_xla(
     if length <= block:
         return _attend_block(q, k, v, rule_q, rule_k).reshape(batch, length, heads, width)
     count = -(-length // block)
+    block = -(-length // count)  # equal blocks: little padding
     blocks = _split(q, count, block, 0)
     rules = RowRule(*(_split(x, count, block, fill) for x, fill in zip(rule_q, (0, False, -1, 0), strict=True)))
     one = jax.checkpoint(lambda q_i, rule_i: _attend_block(q_i, k, v, rule_i, rule_k), prevent_cse=False)

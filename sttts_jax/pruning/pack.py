@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sttts_jax.ops.attention import attend_frames
+from sttts_jax.ops.attention import Plan, attend_frames, attend_stream
 from sttts_jax.pruning.select import Kept
 
 
@@ -52,21 +52,27 @@ class FrameLayout:
     kept       survivors, for `stream`
     key_bias   float32 [B, F, C] or None     added to the attention logits of every patch of the cell
     key_mask   bool [C, W] or None           empty slots of the cell grid
+    plan       of a kernel for streams, or None: then the one that `attend_frames` knows as `kernels`
     """
 
     kept: Kept | None
     key_bias: jax.Array | None = None
     key_mask: jax.Array | None = None
+    plan: Plan | None = None
+    kernels: str = struct.field(pytree_node=False, default="xla")
 
     def pack(self, x: jax.Array) -> jax.Array:
         return x
 
     def attend(self, qkv: jax.Array) -> jax.Array:
         lead, (cells, window), tail = qkv.shape[:-5], qkv.shape[-5:-3], qkv.shape[-2:]
-        qkv = qkv.reshape(*lead, cells * window, 3, *tail)
         bias = None if self.key_bias is None else jnp.repeat(self.key_bias, window, axis=-1)
+        if self.plan is not None:
+            return attend_stream(qkv, self.plan, bias)
+        qkv = qkv.reshape(*lead, cells * window, 3, *tail)
         mask = None if self.key_mask is None else jnp.broadcast_to(self.key_mask.reshape(-1), (*lead, cells * window))
-        out = attend_frames(qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :], key_bias=bias, key_mask=mask)
+        q, k, v = (qkv[..., i, :, :] for i in range(3))
+        out = attend_frames(q, k, v, key_bias=bias, key_mask=mask, kernels=self.kernels)
         return out.reshape(*lead, cells, window, *tail)
 
     def stream(self, tokens: jax.Array) -> jax.Array:

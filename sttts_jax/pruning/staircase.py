@@ -61,6 +61,7 @@ class StreamLayout:
     counts: jax.Array
     key_mask: jax.Array | None
     stairs: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)
+    kernels: str = struct.field(pytree_node=False, default="xla")
 
     def pack(self, x: jax.Array) -> jax.Array:
         return pack_cells(x, self.kept)
@@ -72,11 +73,12 @@ class StreamLayout:
         for number, cells in self.stairs:
             end = place + number * cells
             part = slots[:, place:end].reshape(batch, number, cells * window, 3, *tail)
-            alive = jnp.arange(cells) < self.counts[:, frame : frame + number, None]
-            mask = jnp.repeat(alive, window, axis=-1)
+            mask = None
             if self.key_mask is not None:
-                mask &= self.key_mask[:, place:end].reshape(mask.shape)
-            out = attend_frames(part[..., 0, :, :], part[..., 1, :, :], part[..., 2, :, :], key_mask=mask)
+                mask = self.key_mask[:, place:end].reshape(batch, number, cells * window)
+            q, k, v = (part[..., i, :, :] for i in range(3))
+            counts = self.counts[:, frame : frame + number] * window
+            out = attend_frames(q, k, v, key_mask=mask, counts=counts, kernels=self.kernels)
             outs.append(out.reshape(batch, number * cells, window, *tail))
             place, frame = end, frame + number
         return take_batch(jnp.concatenate(outs, axis=1), self.places, self.slots)
@@ -85,10 +87,13 @@ class StreamLayout:
         return tokens
 
 
-def stream_layout(kept: Kept, filled: np.ndarray | None = None, classes: int = 4) -> StreamLayout:
-    """Maps of a batch of rows; `filled` bool [C, W]: the patches of a cell that exist (None: all)."""
+def stream_layout(kept: Kept, filled: np.ndarray | None = None, classes: int = 4, kernels: str = "xla") -> StreamLayout:
+    """Maps of a batch of rows; `filled` bool [C, W]: the patches of a cell that exist (None: all).
+
+    `kernels` as for `attend_frames`; the "gpu" ones skip what a frame does not fill, so one class of slots is enough.
+    """
     frames, cells = kept.mask.shape[-2:]
-    runs = stairs(frames, kept.ids.shape[-1], cells, classes)
+    runs = stairs(frames, kept.ids.shape[-1], cells, 1 if kernels == "gpu" else classes)
     slots, places, counts = jax.vmap(functools.partial(_row_maps, runs=runs))(kept)
     key_mask = None
     if filled is not None:
@@ -96,7 +101,7 @@ def stream_layout(kept: Kept, filled: np.ndarray | None = None, classes: int = 4
         table = jnp.asarray(np.concatenate([filled, np.zeros_like(filled[:1])]))
         cell = jnp.concatenate([cell, jnp.full_like(cell[:, :1], cells)], axis=1)
         key_mask = table[jnp.take_along_axis(cell, slots, axis=1)]
-    return StreamLayout(kept, slots, places, counts, key_mask, runs)
+    return StreamLayout(kept, slots, places, counts, key_mask, runs, kernels)
 
 
 def _row_maps(kept: Kept, runs: tuple[tuple[int, int], ...]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -17,6 +17,7 @@ from sttts_jax.data.config import DataConfig
 from sttts_jax.distributed import DistributedConfig
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.presets import preset
+from sttts_jax.ops.attention import KERNELS
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.optimizer import VLM_LABELS, GroupConfig, OptimizerConfig, without_group
@@ -30,17 +31,19 @@ DERIVED_DATA = ("image_size", "cells", "fraction")
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """preset: a name of `models.presets`; dtype: of the compute (weights are float32); remat: a name of `ops.remat`;
-    attention: a kernel name of `ops.attention.attend_rows`."""
+    attention: a name of `ops.attention.KERNELS`; "auto": the kernels of the platform that the run is compiled for."""
 
     preset: str = "tiny"
     dtype: str = "float32"
     remat: str = "none"
-    attention: str = "xla"
+    attention: str = "auto"
 
     def check(self) -> "ModelConfig":
         """Raises ValueError with one sentence; returns self."""
         preset(self.preset)
         remat_policy(self.remat)
+        if self.attention not in KERNELS:
+            raise ValueError(f"model.attention={self.attention!r} is unknown; choose one of {', '.join(KERNELS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         return self

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from sttts_jax.data.schema import RowShape, batch_spec
 from sttts_jax.models.vlm import Vlm
+from sttts_jax.ops.attention import choose_kernels
 from sttts_jax.sharding import abstract_state, shardings_of
 from sttts_jax.train.config import DTYPES, RunConfig
 from sttts_jax.train.optimizer import Optimizer, make_optimizer
@@ -25,10 +26,14 @@ class TrainState(flax.struct.PyTreeNode):
     opt: Any
 
 
-def build_model(run: RunConfig, shape: RowShape) -> Vlm:
-    """The model of one bucket: `shape` fixes the cells kept in a row and the row length."""
+def build_model(run: RunConfig, shape: RowShape, platform: str = "cpu") -> Vlm:
+    """The model of one bucket: `shape` fixes the cells kept in a row and the row length.
+
+    `platform` of the devices that it is compiled for decides about kernels; it means nothing to parameters.
+    """
     m = run.model
-    return Vlm(run.vlm, run.pruning, shape.kept, shape.length, DTYPES[m.dtype], m.remat, m.attention)
+    kernels = choose_kernels(m.attention, platform, DTYPES[m.dtype], run.vlm.vit.patches)
+    return Vlm(run.vlm, run.pruning, shape.kept, shape.length, DTYPES[m.dtype], m.remat, kernels)
 
 
 def abstract_batch(shape: RowShape, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -62,7 +67,7 @@ class Blueprint:
 
 def blueprint(run: RunConfig, mesh: jax.sharding.Mesh, shape: RowShape) -> Blueprint:
     """Everything that is known of a run before its first number exists."""
-    model = build_model(run, shape)
+    model = build_model(run, shape, mesh.devices.flat[0].platform)
     boxed, optimizer = boxed_state(run, model, shape)
     return Blueprint(model, optimizer, abstract_state(boxed, mesh), shardings_of(boxed, mesh))
 

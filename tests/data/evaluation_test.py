@@ -1,19 +1,22 @@
-"""Evaluation batches: every question once, in order, on every number of processes."""
+"""Evaluation batches: every question once, in the row of its video, on every number of processes."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sttts_jax.data.config import DataConfig, Source
-from sttts_jax.data.evaluation import EvalBatch, eval_batches
+from sttts_jax.data.evaluation import Asked, EvalBatch, QuestionShape, eval_batches, list_questions
+from sttts_jax.data.prompt import build_prompt
 from sttts_jax.data.schema import RowShape, check_batch
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
 
 SHAPE = RowShape(frames=8, items=1, length=600, fraction="0.5", cells=81, size=(24, 24))
+ROOM = QuestionShape(3, 96)
 SAMPLING = {"max_frames": 8, "max_fps": 2.0}
 
 
@@ -22,55 +25,105 @@ def records(data_dir: str) -> Records:
     return open_source(Source("shapes_video_qa", 1.0, "test", data_dir))
 
 
-def _asked(batches: list[EvalBatch]) -> list[tuple[str, str, str]]:
-    return [(m["id"], m["question"], m["answer"]) for b in batches for m in b.meta if m]
+def _groups(records: Records, limit: int | None = None) -> list[list[Asked]]:
+    """Up to three questions on a video a row."""
+    by_video: dict[int, list[Asked]] = {}
+    for asked in list_questions(records, limit):
+        by_video.setdefault(asked.record, []).append(asked)
+    return [asked[first : first + 3] for asked in by_video.values() for first in range(0, len(asked), 3)]
 
 
-def test_every_question_once_in_order(records: Records, tokenizer: Tokenizer) -> None:
-    batches = list(eval_batches(records, tokenizer, SHAPE, rows=16, **SAMPLING))
+def _facts(batches: list[EvalBatch]) -> list[dict[str, Any]]:
+    return [meta for batch in batches for group in batch.meta for meta in group]
+
+
+def test_every_question_once_in_its_row(records: Records, tokenizer: Tokenizer) -> None:
+    groups = _groups(records)
+    batches = list(eval_batches(records, tokenizer, SHAPE, ROOM, groups, rows=8, **SAMPLING))
     expected = [(r.id, m.question, m.answer) for r in (records[i] for i in range(8)) for m in r.messages]
-    assert _asked(batches) == expected
-    for batch in batches:
+    facts = _facts(batches)
+    assert [(m["id"], m["question"], m["answer"]) for m in facts] == expected
+    assert [m["number"] for m in facts] == list(range(len(expected)))
+    assert len(batches) == -(-len(groups) // 8)
+    for number, batch in enumerate(batches):
         check_batch(batch.arrays, SHAPE)
-        assert len(batch.valid) == len(batch.meta) == len(batch.arrays["tokens"]) == 16
-        assert np.array_equal(batch.valid, (batch.arrays["example"][:, 0] >= 0))
+        assert batch.questions.shape == (8, *ROOM) and batch.lengths.shape == (8, ROOM.most)
+        own = [len(group) for group in groups[8 * number : 8 * number + 8]]
+        assert (batch.lengths > 0).sum(axis=1).tolist() == own + [0] * (8 - len(own))
         assert not batch.arrays["weights"].any()
-    assert batches[-1].valid.sum() == len(expected) - 16 * (len(batches) - 1)
-    row, meta = batches[0].arrays["tokens"][0], batches[0].meta[0]
-    length = (batches[0].arrays["example"][0] >= 0).sum()
-    text = tokenizer.decode(row[:length], skip_special=False)
-    assert text.endswith("<|im_start|>assistant\n") and meta["question"] in text
-    assert set(meta) == {"id", "family", "question", "answer", "target", "options", "style", "times"}
+    keys = {"number", "id", "family", "question", "answer", "target", "options", "style", "times"}
+    assert set(facts[0]) == keys
+
+
+def test_a_row_and_its_question_are_the_prompt(records: Records, tokenizer: Tokenizer) -> None:
+    """Token for token and position for position, and no vision token is left for the question."""
+    groups = _groups(records, 12)
+    batch = next(eval_batches(records, tokenizer, SHAPE, ROOM, groups, rows=len(groups), **SAMPLING))
+    for row, group in enumerate(groups):
+        end = int((batch.arrays["example"][row] >= 0).sum())
+        for place, asked in enumerate(group):
+            message, times = records[asked.record].messages[asked.message], batch.meta[row][place]["times"]
+            whole = build_prompt(tokenizer, times, message, cells=81)
+            question = batch.questions[row, place, : batch.lengths[row, place]]
+            assert np.array_equal(whole.tokens, np.concatenate([batch.arrays["tokens"][row, :end], question]))
+            for name in ("cells", "vision", "segment", "position"):
+                assert np.array_equal(getattr(whole, name)[:end], batch.arrays[name][row, :end])
+            assert not whole.vision[end:].any() and (whole.cells[end:] < 0).all()
+            assert np.array_equal(
+                whole.position[end:], batch.arrays["position"][row, end - 1] + 1 + np.arange(len(question))
+            )
 
 
 def test_processes_share_the_rows_of_each_batch(records: Records, tokenizer: Tokenizer) -> None:
-    whole = list(eval_batches(records, tokenizer, SHAPE, rows=16, limit=50, **SAMPLING))
-    parts = [
-        list(eval_batches(records, tokenizer, SHAPE, rows=16, limit=50, shard_index=i, shard_count=2, **SAMPLING))
-        for i in (0, 1)
+    groups = _groups(records, 50)
+    split = [
+        list(eval_batches(records, tokenizer, SHAPE, ROOM, groups, rows=4, shard_index=i, shard_count=n, **SAMPLING))
+        for n, i in ((1, 0), (2, 0), (2, 1))
     ]
-    assert len(whole) == len(parts[0]) == len(parts[1]) == 4
-    for one, left, right in zip(whole, *parts, strict=True):
+    assert {len(part) for part in split} == {-(-len(groups) // 4)}
+    for one, left, right in zip(*split, strict=True):
         for name, value in one.arrays.items():
             assert np.array_equal(value, np.concatenate([left.arrays[name], right.arrays[name]]))
-    with pytest.raises(ValueError, match="cannot be divided"):
-        next(eval_batches(records, tokenizer, SHAPE, rows=3, shard_count=2, **SAMPLING))
+        assert np.array_equal(one.questions, np.concatenate([left.questions, right.questions]))
+        assert one.meta == left.meta + right.meta
+    for bad, message in (
+        ({"rows": 3, "shard_count": 2}, "cannot be divided"),
+        ({"rows": 4, "questions": QuestionShape(2, 96)}, "a group of 3 questions does not fit the 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next(eval_batches(records, tokenizer, SHAPE, groups=groups, **{"questions": ROOM, **bad, **SAMPLING}))
 
 
 def test_one_style_for_all(records: Records, tokenizer: Tokenizer) -> None:
     style = "video_eval_multiple_choice"
-    batch = next(eval_batches(records, tokenizer, SHAPE, rows=9, style=style, **SAMPLING))
-    assert all(m["style"] == style and m["target"][:3] in ("A. ", "B. ", "C. ", "D. ") for m in batch.meta)
+    batch = next(eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), rows=3, style=style, **SAMPLING))
+    facts = _facts([batch])
+    assert all(m["style"] == style and m["target"][:3] in ("A. ", "B. ", "C. ", "D. ") for m in facts)
 
 
-def test_more_frames_than_in_training(records: Records, tokenizer: Tokenizer) -> None:
+def test_rows_of_more_and_of_too_few_frames(records: Records, tokenizer: Tokenizer) -> None:
+    """Sampling is the same in every row; a video that does not fit its row is marked as such."""
     config = DataConfig(sources=(), max_frames=8, row_length=600, image_size=24)
     shape = config.evaluation_shape(max_frames=16, fraction="0.75", row_length=700)
-    batch = next(eval_batches(records, tokenizer, shape, rows=2, max_frames=16, max_fps=4.0))
+    sampling = {"rows": 2, "max_frames": 16, "max_fps": 4.0}
+    batch = next(eval_batches(records, tokenizer, shape, ROOM, _groups(records), **sampling))
     check_batch(batch.arrays, shape)
     assert (batch.arrays["frame_item"][0] >= 0).sum() == 15
-    with pytest.raises(ValueError, match="rows of 8 frames cannot hold max_frames=16"):
-        next(eval_batches(records, tokenizer, SHAPE, rows=2, max_frames=16, max_fps=4.0))
+    batch = next(eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), **sampling))
+    assert not batch.lengths.any() and (batch.arrays["example"] < 0).all()
+    assert all(m["unfit"] and "takes 15 frames and a row has 8" in m["error"] for m in _facts([batch]))
+
+
+def test_a_question_that_cannot_be_asked_leaves_the_others(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    asked = {"question": "Q", "answer": "a", "options": ["a", "b"], "style": "video_multiple_choice"}
+    line = {"messages": [asked, {**asked, "answer": "c"}, {**asked, "question": "Q " * 200}]}
+    (tmp_path / "set.jsonl").write_text(json.dumps(line))
+    records = open_source(Source(f"jsonl:{tmp_path}/set.jsonl"))
+    (batch,) = eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), rows=1, **SAMPLING)
+    assert (batch.lengths[0] > 0).tolist() == [True, False, False]
+    errors = [m.get("error", "") for m in _facts([batch])]
+    assert not errors[0] and "none of the options" in errors[1] and "a question has 96" in errors[2]
+    assert not any(m.get("unfit") for m in _facts([batch]))
 
 
 def test_a_bad_video_is_marked_and_the_rest_asked(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -78,8 +131,9 @@ def test_a_bad_video_is_marked_and_the_rest_asked(tokenizer: Tokenizer, tmp_path
     lines = [{"video": v, "messages": [{"question": "Q", "answer": "B"}] * 2} for v in ("a.mp4", "gone.mp4", "a.mp4")]
     (tmp_path / "set.jsonl").write_text("\n".join([*map(json.dumps, lines), "{"]))
     records = open_source(Source(f"jsonl:{tmp_path}/set.jsonl"))
-    batches = list(eval_batches(records, tokenizer, SHAPE, rows=4, **SAMPLING))
-    assert np.concatenate([b.valid for b in batches]).tolist() == [True, True, False, False, True, True, False, False]
-    errors = [m.get("error") for b in batches for m in b.meta]
-    assert [bool(e) for e in errors] == [False, False, True, True, False, False, True, False]
+    batches = list(eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), rows=2, **SAMPLING))
+    counts = np.concatenate([(b.lengths > 0).sum(axis=1) for b in batches])
+    assert counts.tolist() == [2, 0, 2, 0]
+    errors = [m.get("error") for m in _facts(batches)]
+    assert [bool(e) for e in errors] == [False, False, True, True, False, False, True]
     assert errors[2].endswith("gone.mp4: no such file") and "is not JSON" in errors[6]

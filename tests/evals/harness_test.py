@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 
 from sttts_jax.cli import evaluate
 from sttts_jax.cli.main import run as run_command
-from sttts_jax.data.evaluation import eval_batches
+from sttts_jax.data.evaluation import QuestionShape, eval_batches
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.evals.harness import Harness
-from sttts_jax.evals.harness_questions import BUCKET, SLACK, Questions, task_source
+from sttts_jax.evals.harness_questions import (
+    BUCKET,
+    QUESTION_BUCKET,
+    SLACK,
+    Questions,
+    frame_ladder,
+    task_source,
+)
 from sttts_jax.evals.harness_subject import Setting, Subject, canonical_fraction
 from sttts_jax.evals.results import ResultsFile, pack_mask, unpack_mask, wilson
 from sttts_jax.evals.tasks.registry import find_task
@@ -79,7 +86,7 @@ def test_results_hold_every_question_once(text: str, runs: dict[str, Path]) -> N
         assert result["overall"]["right"] == sum(a["right"] is True for a in answers)
         assert result["overall"]["unparsable"] == sum(a["right"] is None for a in answers)
         assert result["overall"]["low"] <= result["overall"]["accuracy"] <= result["overall"]["high"]
-        assert result["compilations"] == 1
+        assert result["compilations"] == len(result["buckets"]) == 1
         assert not result["bad"]
         assert result["key"]["step"] == 2
         assert result["key"]["fraction"] == ("0" if method == "none" else "0.5")
@@ -152,7 +159,10 @@ def test_random_choice_is_a_matter_of_the_seed(text: str, runs: dict[str, Path],
     harness, questions = Harness(subject, 8, seed=0), _questions(subject)
     masks = [a["mask"] for a in harness.run(questions, subject.trained)[1]]
     assert masks == [a["mask"] for a in _answers(runs["random"])]
-    assert len(set(masks)) > LIMIT // 2  # not one draw for all rows and batches
+    # Not one draw for all rows and batches, but one for the questions that share a row.
+    (bucket,) = questions.plan(subject.trained, [4], 8)
+    assert len(set(masks)) == len(bucket.groups) > 4
+    assert all(len({masks[number] for number in group}) == 1 for group in bucket.groups)
     harness.seed = 1
     assert masks != [a["mask"] for a in harness.run(questions, subject.trained)[1]]
 
@@ -176,20 +186,25 @@ def test_bad_videos_are_counted_and_named(subjects: dict[str, Subject], tmp_path
     assert (answers[3]["frames"], answers[3]["cells"]) == (0, 0)
 
 
-def test_the_row_holds_the_longest_question_and_little_more(subjects: dict[str, Subject]) -> None:
+def test_rows_hold_the_longest_and_little_more(subjects: dict[str, Subject]) -> None:
     subject = subjects["scorer"]
     questions = _questions(subject, limit=None)
     for fraction, frames, fps in (("0", 3, 2.0), ("0.5", 9, None), ("0.7", 5, 1.0)):
-        setting = subject.setting(fraction, frames, fps) if fps else Setting(fraction, frames, None)
-        shape = questions.row_shape(subject.data, setting)
-        sampling = {"max_frames": frames, "max_fps": setting.max_fps, "rows": len(questions.asked)}
-        (batch,) = eval_batches(questions.records, subject.tokenizer, shape, **sampling)
-        assert batch.valid.all()
+        setting = Setting(fraction, frames, fps)
+        (bucket,) = questions.plan(setting, frame_ladder(frames, [frames]), 8)
+        shape = subject.data.evaluation_shape(bucket.frames, fraction, bucket.length)
+        room = QuestionShape(bucket.most, bucket.longest)
+        groups = [[questions.asked[number] for number in group] for group in bucket.groups]
+        sampling = {"max_frames": frames, "max_fps": fps, "rows": len(groups)}
+        (batch,) = eval_batches(questions.records, subject.tokenizer, shape, room, groups, **sampling)
+        assert (batch.lengths > 0).sum() == len(questions.asked)
         unpruned = (batch.arrays["example"] >= 0).sum(1)
         count = (batch.arrays["frame_item"] >= 0).sum(1)
-        alive = [u - CELLS * f + n_kept(f, fraction, CELLS) for u, f in zip(unpruned, count, strict=True)]
-        assert shape.length % BUCKET == 0
-        assert SLACK <= shape.length - max(alive) < SLACK + BUCKET
+        alive = max(u - CELLS * f + n_kept(f, fraction, CELLS) for u, f in zip(unpruned, count, strict=True))
+        assert shape.length % BUCKET == 0 and SLACK <= shape.length - alive < SLACK + BUCKET
+        assert room.longest % QUESTION_BUCKET == 0 and 0 <= room.longest - batch.lengths.max() < QUESTION_BUCKET
+        whole = questions.row_shape(subject.data, setting).length
+        assert whole % BUCKET == 0 and SLACK <= whole - alive - batch.lengths.max() < SLACK + BUCKET
 
 
 def test_methods_that_drop_nothing_have_one_fraction(subjects: dict[str, Subject]) -> None:
@@ -216,7 +231,8 @@ def test_one_spelling_a_fraction(text: str, same: str) -> None:
         ({"--tasks": ","}, "--tasks is empty"),
         ({"--pruned_fraction": "0.5,1.5"}, "out of range"),
         ({"--pruned_fraction": "half"}, "is not a number"),
-        ({"--max_frames": "0"}, "must be a whole number"),
+        ({"--max_frames": "0"}, "--max_frames 0 must be a whole number"),
+        ({"--frame_buckets": "8,x"}, "--frame_buckets x must be a whole number"),
         ({"--max_fps": "-1"}, "must be positive"),
         ({"--batch": "0"}, "--batch 0 must be at least 1"),
         ({"--batch": "12"}, "does not divide"),

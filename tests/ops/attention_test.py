@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttts_jax.ops.attention import RowRule, attend_frames, attend_rows, mask_rows
+from sttts_jax.ops.attention import RowRule, attend_frames, attend_rows, mask_rows, plan_rows, plan_stream
 
 _frames = jax.jit(attend_frames)
 
 
 def _normal(seed: int, *shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def _attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, rule: RowRule, block: int = 512) -> jax.Array:
+    return attend_rows(q, k, v, plan_rows(rule, rule, kernels="xla", block=block))
 
 
 def _rule(vision: list[int], example: list[int], segment: list[int] | None = None) -> RowRule:
@@ -97,7 +101,7 @@ def _dense(q: jax.Array, k: jax.Array, v: jax.Array, rule: RowRule) -> jax.Array
 def _value_and_gradients(block: int, rule: RowRule) -> tuple:
     """Of a weighted sum of the output; block 0 is the dense form."""
     inputs = [_normal(i, 1, LENGTH, heads, 8) for i, heads in enumerate((4, 2, 2))]
-    f = (lambda *a: attend_rows(*a, rule, rule, block=block)) if block else (lambda *a: _dense(*a, rule))
+    f = (lambda *a: _attend_rows(*a, rule, block)) if block else (lambda *a: _dense(*a, rule))
     return f(*inputs), jax.grad(lambda *a: jnp.sum(f(*a) * _normal(3, 1, LENGTH, 4, 8)), (0, 1, 2))(*inputs)
 
 
@@ -115,7 +119,7 @@ def test_blocks_equal_the_dense_form_forward_and_gradient(rule: RowRule, block: 
 def test_another_example_changes_nothing_not_even_a_bit(block: int) -> None:
     rule = _rule([0, 1, 1, 0, 0, 1, 1, 0, 0], [0] * 4 + [1] * 5)
     q, k, v = _normal(0, 1, 9, 4, 8), _normal(1, 1, 9, 2, 8), _normal(2, 1, 9, 2, 8)
-    f = jax.jit(lambda q, k, v: attend_rows(q, k, v, rule, rule, block=block))
+    f = jax.jit(lambda q, k, v: _attend_rows(q, k, v, rule, block))
     before, after = f(q, k, v), f(*(x.at[:, :4].add(3.0) for x in (q, k, v)))
     np.testing.assert_array_equal(before[:, 4:], after[:, 4:])
     grad = jax.jit(jax.grad(lambda *a: f(*a)[:, 4:].sum(), (0, 1, 2)))(q, k, v)
@@ -126,7 +130,7 @@ def test_a_long_row_never_holds_an_s_by_s_array() -> None:
     length = 4096
     rule = RowRule.of(jnp.ones((1, length), bool), jnp.zeros((1, length), jnp.int32))
     shapes = [jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (2, 1, 1)]
-    step = jax.grad(lambda q, k, v, r: attend_rows(q, k, v, r, r, block=512).sum(), (0, 1, 2))
+    step = jax.grad(lambda q, k, v, r: _attend_rows(q, k, v, r).sum(), (0, 1, 2))
     text = jax.jit(step).lower(*shapes, rule).compile().as_text()
     sizes = [prod(int(n) for n in dims.split(",")) for dims in re.findall(r"\w\d*\[([\d,]+)\]", text)]
     assert 512 * length <= max(sizes) < length * length // 2
@@ -135,12 +139,20 @@ def test_a_long_row_never_holds_an_s_by_s_array() -> None:
 def test_rows_in_bfloat16_keep_their_dtype_and_stay_close() -> None:
     rule = _rule([0, 1, 1, 0, 1, 0], [0] * 6)
     q, k, v = _normal(0, 1, 6, 4, 8), _normal(1, 1, 6, 2, 8), _normal(2, 1, 6, 2, 8)
-    out = jax.jit(attend_rows)(*(x.astype(jnp.bfloat16) for x in (q, k, v)), rule, rule)
+    out = jax.jit(_attend_rows)(*(x.astype(jnp.bfloat16) for x in (q, k, v)), rule)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), jax.jit(_dense)(q, k, v, rule), atol=0.05)
 
 
 # --- frames ---------------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_a_mask_of_the_first_keys() -> None:
+    q, k, v = (_normal(i, 2, 3, 7, 4, 8) for i in range(3))
+    counts = jnp.asarray([[0, 1, 7], [3, 7, 2]])
+    np.testing.assert_array_equal(
+        _frames(q, k, v, counts=counts), _frames(q, k, v, key_mask=jnp.arange(7) < counts[..., None])
+    )
 
 
 def test_frames_equal_the_formula_with_bias_and_mask() -> None:
@@ -184,17 +196,21 @@ def test_a_bias_as_low_as_float32_goes_is_not_a_mask_but_stays_finite() -> None:
 
 def test_the_front_door_refuses_in_one_sentence() -> None:
     x, rule = jnp.zeros((1, 4, 4, 8)), _rule([0] * 4, [0] * 4)
-    with pytest.raises(ValueError, match="No frame attention kernel is called 'flash'; use one of"):
-        attend_frames(x, x, x, impl="flash")
-    with pytest.raises(ValueError, match="No row attention kernel is called 'flash'; use one of"):
-        attend_rows(x, x, x, rule, rule, impl="flash")
     with pytest.raises(ValueError, match="Hkv dividing H"):
-        attend_rows(x, x[:, :, :3], x[:, :, :3], rule, rule)
-    with pytest.raises(ValueError, match="rule_k must have shape"):
-        attend_rows(x[:, :2], x, x, RowRule(*(f[:, :2] for f in rule)), RowRule(*(f[:, :2] for f in rule)))
+        _attend_rows(x, x[:, :, :3], x[:, :, :3], rule)
+    with pytest.raises(ValueError, match="The plan was made for rows"):
+        _attend_rows(x[:, :2], x, x, rule)
+    with pytest.raises(ValueError, match="Every field of rule_q must have shape"):
+        plan_rows(rule._replace(vision=rule.vision[:, :2]), rule, kernels="xla")
+    with pytest.raises(ValueError, match="positive number of queries"):
+        plan_rows(rule, rule, kernels="xla", block=0)
+    with pytest.raises(ValueError, match="the 'gpu' kernels take slots, not streams"):
+        plan_stream(jnp.zeros((1, 4), jnp.int32), frames=1, max_segment=4, kernels="gpu")
     with pytest.raises(ValueError, match="key_mask is float32; it must be bool"):
         attend_frames(x, x, x, key_mask=jnp.zeros((1, 4)))
     with pytest.raises(ValueError, match="key_bias has shape"):
         attend_frames(x, x, x, key_bias=jnp.zeros((4,)))
-    with pytest.raises(ValueError, match="positive number of queries"):
-        attend_rows(x, x, x, rule, rule, block=0)
+    with pytest.raises(ValueError, match="counts has shape"):
+        attend_frames(x, x, x, counts=jnp.zeros((4,), jnp.int32))
+    with pytest.raises(ValueError, match="cannot hide single keys"):
+        attend_frames(x, x, x, key_mask=jnp.ones((1, 4), bool), kernels="gpu")

@@ -1,13 +1,8 @@
 """The stream kernel against a dense masked reference, interpreted on CPU and compiled for TPUs."""
 
 import functools
-import importlib.util
 import itertools
-import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +10,7 @@ import numpy as np
 import pytest
 
 from sttts_jax.ops.frame_stream import stream_attention, stream_plan
+from tests.aot import TOPOLOGIES, run_for_tpu
 
 LONGEST = 729
 
@@ -146,7 +142,7 @@ def test_the_plan_lists_exactly_the_blocks_that_share_a_frame():
             for row, i, j in itertools.product(range(2), blocks, blocks)
             if i == j or set(ids[row, i]) & set(ids[row, j]) - {-1}
         ]
-        own, other, count = np.asarray(plan.own), np.asarray(plan.other), int(plan.count)
+        own, other, count = np.asarray(plan.own), np.asarray(plan.other), int(plan.count[0])
         assert list(zip(own[:count], other[:count], strict=True)) == wanted
         assert count < own.size
 
@@ -157,7 +153,7 @@ def test_the_longest_frames_fit_the_list():
         plan_of = jax.jit(functools.partial(stream_plan, frames=5, max_segment=LONGEST, block=block))
         for first in (1, 40, 127, 128, 200, 255, LONGEST):
             plan = plan_of(make_segments([[first] + [LONGEST] * 4], 5 * LONGEST))
-            assert int(plan.count) < plan.own.size
+            assert int(plan.count[0]) < plan.own.size
 
 
 def test_another_selection_needs_no_compilation():
@@ -217,26 +213,7 @@ COMPILE = textwrap.dedent(
 
 
 @pytest.mark.aot_tpu
-@pytest.mark.parametrize(
-    ("topology", "kind"), [("v5e:2x2", "v5litepod-4"), ("v5p:2x2x1", "v5p-8"), ("v6e:2x2", "v6e-4")]
-)
-def test_compiles_for_tpu(topology, kind):
-    """At the width of SigLIP2, both passes; in a process of its own, because libtpu stays in the one that loads it."""
-    found = importlib.util.find_spec("libtpu")
-    if found is None or found.origin is None:
-        pytest.skip("needs libtpu: pip install 'jax[tpu]'; no TPU is needed")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "TPU_LIBRARY_PATH": str(Path(found.origin).with_name("libtpu.so")),
-        "TPU_ACCELERATOR_TYPE": kind,
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-    }
-    command = [sys.executable, "-c", COMPILE, topology]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split("\n")[:3] == ["kernels 2"] * 3
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_compiles_for_tpu(topology):
+    """At the width of SigLIP2, both passes."""
+    assert run_for_tpu(COMPILE, topology) == ["kernels 2"] * 3

@@ -80,6 +80,24 @@ def test_logits_of_the_whole_row_never_exist() -> None:
     assert chunk * vocab <= max(sizes) < length * vocab // 4
 
 
+@pytest.mark.parametrize("answer", [0, 1, 3, 4, 5, 20, 23])
+def test_the_head_meets_only_as_many_chunks_as_have_weight(answer: int) -> None:
+    """NaN in the positions of the other chunks: not even times zero do they come in."""
+    hidden, head, targets, _ = _inputs()
+    weights = jnp.zeros((2, 23)).at[0, 23 - answer :].set(1.0).at[1, :answer].set(2.0)
+    order = np.argsort(np.asarray(weights <= 0), axis=1, kind="stable")
+    rest = order[:, -(-answer // 4) * 4 :]
+    poisoned = jnp.asarray(hidden).at[jnp.arange(2)[:, None], rest].set(jnp.nan)
+    whole = lambda h, t: cross_entropy_sums(h @ t.T, targets, weights).mean(1e-4)  # noqa: E731
+    loss = jax.jit(jax.value_and_grad(lambda h, t: head_loss(h, t, targets, weights, chunk=4).mean(1e-4), (0, 1)))
+    got, grads = loss(poisoned, head)
+    want, want_grads = jax.value_and_grad(whole, (0, 1))(hidden, head)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert loss._cache_size() == 1
+
+
 def test_a_chunk_must_hold_something() -> None:
     with pytest.raises(ValueError, match="positive number of positions"):
         head_loss(*_inputs(), chunk=0)

@@ -1,8 +1,10 @@
 """Remat policies have names that a config can hold, and unknown ones are refused."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from sttts_jax.ops.frame_loop import loop_attention, loop_plan
 from sttts_jax.ops.remat import remat_policy
 
 
@@ -18,3 +20,18 @@ def test_names() -> None:
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="use 'none' or one of"):
         remat_policy(name)
+
+
+@pytest.mark.parametrize(("policy", "loops"), [("none", 2), ("attention", 2), ("full", 3)])
+def test_the_attention_policy_runs_the_forward_kernel_once(policy: str, loops: int) -> None:
+    """Everything else of the layer is made again; the kernel is one loop a pass."""
+    plan = loop_plan(jnp.arange(128)[None] // 64, None, frames=2, max_segment=64)
+
+    def layer(x: jax.Array) -> jax.Array:
+        qkv = jnp.sin(x)[:, :, None, None, :] * jnp.ones((3, 2, 1))
+        return jnp.sin(loop_attention(qkv, plan)).sum((2, 3))[..., None] * x
+
+    keep = remat_policy(policy)
+    layer = layer if keep is None else jax.checkpoint(layer, policy=keep)
+    gradient = jax.jit(jax.value_and_grad(lambda x: layer(x).sum()))
+    assert gradient.lower(jnp.ones((1, 128, 8))).compile().as_text().count(" while(") == loops

@@ -1,0 +1,135 @@
+"""Rows of a whole model: what is in a batch of them, what they cost, and whose scores decide what is kept."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sttts_jax.data.schema import EXAMPLE_STRIDE, RowShape, empty_rows
+from sttts_jax.models import flops
+from sttts_jax.models.config import VlmConfig
+from sttts_jax.models.vit import Vit
+from sttts_jax.models.vlm import Batch, Prefix, Vlm
+from sttts_jax.pruning.budget import as_fraction, n_kept
+from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.select import select_cells
+
+UNPRUNED = Fraction(0)
+_select = jax.jit(select_cells, static_argnums=(2, 3))
+
+
+@dataclass(frozen=True)
+class Load:
+    """B rows, each of `videos` samples: `frames` frames and `text` tokens that are not cells, all with a loss weight.
+
+    `dtype` is the compute's, `remat` a name of `ops.remat`, `attention` one that `choose_kernels` gave.
+    """
+
+    vlm: VlmConfig
+    frames: int
+    videos: int
+    text: int
+    batch: int
+    dtype: Any
+    remat: str = "none"
+    attention: str = "xla"
+    seed: int = 0
+
+    def shape(self, fraction: Fraction) -> RowShape:
+        """The bucket that these rows fill: at fraction 0 their own unpruned length."""
+        vit = self.vlm.vit
+        length = self.videos * (n_kept(self.frames, fraction, vit.cells) + self.text)
+        frames = self.frames * self.videos
+        return RowShape(frames, self.videos, length, _decimal(fraction), vit.cells, vit.image_size)
+
+    def prune(self, fraction: Fraction, packing: str) -> PruneConfig:
+        """STTS; no pruning at fraction 0."""
+        if fraction == 0:
+            return PruneConfig(method="none")
+        return PruneConfig(fraction=_decimal(fraction), packing=packing).check()
+
+    def model(self, fraction: Fraction, packing: str, steered: bool = True) -> Vlm:
+        """The model of the bucket; `steered`: one that prunes reads `scores` of the batch."""
+        shape, kind = self.shape(fraction), SteeredVlm if fraction and steered else Vlm
+        prune = self.prune(fraction, packing)
+        return kind(self.vlm, prune, shape.kept, shape.length, self.dtype, self.remat, self.attention)
+
+    def arrays(self, fraction: Fraction) -> dict[str, np.ndarray]:
+        """A batch of the data contract without padding: noise for pixels and words, a sample's cells before its text.
+
+        Noise, because devices slow down less on pictures and weights that are all alike.
+        """
+        shape, vit = self.shape(fraction), self.vlm.vit
+        rng = np.random.default_rng(self.seed)
+        batch = empty_rows(shape, self.batch)
+        batch["frames"][:] = rng.integers(0, 256, batch["frames"].shape, np.uint8)
+        batch["frame_item"][:] = np.repeat(np.arange(self.videos), self.frames)
+        batch["frame_prunable"][:] = True
+        cells = self.frames * vit.cells
+        size = cells + self.text
+        used = batch["tokens"][:, : self.videos * size]
+        used[:] = rng.integers(0, self.vlm.llm.vocab, used.shape)
+        for video in range(self.videos):
+            at = slice(video * size, video * size + cells), slice(video * size + cells, (video + 1) * size)
+            batch["cells"][:, at[0]] = np.arange(video * cells, (video + 1) * cells)
+            batch["vision"][:, at[0]] = True
+            batch["targets"][:, at[1]] = rng.integers(0, self.vlm.llm.vocab, (self.batch, self.text))
+            batch["weights"][:, at[1]] = 1.0
+            whole = slice(at[0].start, at[1].stop)
+            batch["example"][:, whole], batch["segment"][:, whole] = video, video * EXAMPLE_STRIDE
+            batch["position"][:, whole] = np.arange(size)
+        return batch
+
+    def counts(self, scores: np.ndarray, fraction: Fraction) -> np.ndarray:
+        """int [B, F]: survivors of every frame, as the model selects by `scores` [B, F, C]."""
+        item = jnp.broadcast_to(jnp.repeat(jnp.arange(self.videos), self.frames), scores.shape[:2])
+        rows = FrameRows(item.astype(jnp.int32), jnp.ones(item.shape, bool))
+        return np.asarray(_select(jnp.asarray(scores), rows, fraction, self.shape(fraction).kept).mask.sum(axis=-1))
+
+    def flops(self, fraction: Fraction, counts: np.ndarray | None, logits: int | None = None) -> list[flops.RowFlops]:
+        """Forward FLOPs of each row by part; `logits`: positions a row that reach the head (default: all of them)."""
+        kept = n_kept(self.frames, fraction, self.vlm.vit.cells)
+        length = self.shape(fraction).length
+        pairs = self.videos * flops.example_pairs(kept + self.text, kept)
+        return [
+            flops.row_flops(
+                self.vlm,
+                frames=self.frames * self.videos,
+                kept_cells=None if row is None else row.tolist(),
+                tokens=length,
+                pairs=pairs,
+                loss_tokens=length if logits is None else logits,
+            )
+            for row in ([None] * self.batch if counts is None else counts)
+        ]
+
+
+class SteeredVlm(Vlm):
+    """The model, its selection led by `scores` [B, F, C] of the batch; scorer, bias and losses do their work."""
+
+    def prefix(self, batch: Batch, rng: jax.Array | None = None) -> Prefix:
+        with _steered(batch["scores"]):
+            return super().prefix(batch, rng)
+
+
+def _steered(scores: jax.Array) -> contextlib.AbstractContextManager[None]:
+    def intercept(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, Vit) and context.method_name == "_scores":
+            return scores
+        return run(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
+
+
+def _decimal(fraction: Fraction) -> str:
+    """The fraction as the text that a config holds."""
+    text = str(float(fraction))
+    assert as_fraction(text) == fraction
+    return text

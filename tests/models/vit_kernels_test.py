@@ -1,0 +1,141 @@
+"""The ViT on every platform's kernels: the same as on slots, alone and on a mesh, and it compiles for a TPU slice."""
+
+import functools
+import textwrap
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sttts_jax.mesh import make_mesh
+from sttts_jax.models.config import VitConfig
+from sttts_jax.models.vit import Vit
+from sttts_jax.ops import attention
+from sttts_jax.ops.attention import choose_kernels
+from sttts_jax.pruning.cells import CellGrid
+from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.pack import unpack_cells
+from tests.aot import TOPOLOGIES, run_for_tpu
+from tests.models.vit_test import CFG, FRAMES, MIX, RAGGED, _assert_close, _capacity, _params, _patches
+from tests.pruning.cases import frame_rows, quick_jit
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "stream_attention", functools.partial(attention.stream_attention, interpret=True))
+
+
+def _run(cfg: VitConfig, prune: PruneConfig, kernels: str, patches: jax.Array) -> Any:
+    """((loss, kept cells), gradients of parameters and patches) of some task on the features."""
+    model, rows = Vit(cfg, prune, attention=kernels), frame_rows(*MIX, frames=FRAMES)
+    weights = np.random.default_rng(5).standard_normal(2 * cfg.width).astype(np.float32)
+    filled = CellGrid(cfg.grid, cfg.cell).filled
+
+    def loss(params: Any, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out = model.apply({"params": params}, patches, rows, _capacity(cfg, prune))
+        features = unpack_cells(out.features, out.kept)
+        if filled is not None:
+            features = jnp.where(filled[:, :, None], features, 0)
+        return jnp.sum(jnp.sin(features) * weights), out.kept.mask
+
+    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(_params(cfg), patches)
+
+
+@pytest.mark.parametrize("cfg", [CFG, RAGGED], ids=["divides", "ragged"])
+@pytest.mark.parametrize("method", ["scorer", "none"])
+@pytest.mark.parametrize("kernels", ["cpu", "tpu"])
+def test_kernels_for_streams_equal_slots(cfg: VitConfig, method: str, kernels: str) -> None:
+    patches, prune = _patches(cfg, len(MIX)), PruneConfig(method=method)
+    (want, kept), want_grads = _run(cfg, prune, "xla", patches)
+    (got, got_kept), grads = _run(cfg, prune, kernels, patches)
+    np.testing.assert_array_equal(got_kept, kept)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    _assert_close(grads, want_grads)
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "tpu"])
+@pytest.mark.parametrize("axes", [{"data": 3}, {"data": 3, "tensor": 2}])
+def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_rows_and_heads(axes: dict[str, int], kernels: str) -> None:
+    patches, prune = _patches(CFG, len(MIX)), PruneConfig()
+    (want, kept), want_grads = _run(CFG, prune, kernels, patches)
+    mesh = make_mesh(axes, jax.devices()[: int(np.prod(list(axes.values())))])
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(patches, NamedSharding(mesh, PartitionSpec("data")))
+        (got, got_kept), grads = _run(CFG, prune, kernels, sharded)
+    np.testing.assert_array_equal(got_kept, kept)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    _assert_close(grads, want_grads)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "dtype", "patches", "kernels"),
+    [
+        ("auto", "tpu", jnp.float32, 36, "tpu"),
+        ("auto", "gpu", jnp.bfloat16, 36, "gpu"),
+        ("auto", "gpu", jnp.float32, 729, "xla"),
+        ("auto", "cpu", jnp.float32, 729, "cpu"),
+        ("auto", "cpu", jnp.float32, 36, "xla"),
+        ("cpu", "cpu", jnp.float32, 36, "cpu"),
+        ("xla", "tpu", jnp.bfloat16, 729, "xla"),
+    ],
+)
+def test_kernels_follow_the_platform_unless_they_are_named(
+    name: str, platform: str, dtype: Any, patches: int, kernels: str
+) -> None:
+    assert choose_kernels(name, platform, dtype, patches) == kernels
+
+
+def test_kernels_of_another_platform_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not run on cpu; choose 'auto' or 'xla'"):
+        choose_kernels("tpu", "cpu", jnp.bfloat16, 729)
+    with pytest.raises(ValueError, match="no attention kernels are called 'flash'"):
+        choose_kernels("flash", "tpu", jnp.bfloat16, 729)
+    with pytest.raises(ValueError, match="wants dtype bfloat16"):
+        choose_kernels("gpu", "gpu", jnp.float32, 729)
+
+
+COMPILE = textwrap.dedent(
+    """
+    import re, sys
+    import jax, jax.numpy as jnp
+    import flax.linen as nn
+    from jax.experimental import topologies
+    from jax.sharding import NamedSharding, PartitionSpec
+    from sttts_jax.bench.sizes import bench_vit
+    from sttts_jax.mesh import make_mesh
+    from sttts_jax.models.vit import Vit
+    from sttts_jax.pruning.config import PruneConfig
+    from sttts_jax.pruning.rows import FrameRows
+
+    cfg, _ = bench_vit("molmo2-4b", reduce=False, layers=7)
+    mesh = make_mesh({"data": 4}, topologies.get_topology_desc(sys.argv[1], platform="tpu").devices)
+    rows, frames, capacity = 4, 8, 4 * 81
+    full, kept = (Vit(cfg, PruneConfig(), jnp.bfloat16, remat, "tpu") for remat in ("full", "attention"))
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    shape = lambda *s, dtype=jnp.int32: jax.ShapeDtypeStruct((rows, frames, *s), dtype, sharding=by_row)
+    args = shape(81, 9, 588, dtype=jnp.bfloat16), FrameRows(shape(), shape(dtype=bool))
+
+    def loss(params, patches, rows, vit=full):
+        return vit.apply(params, patches, rows, capacity).features.astype(jnp.float32).sum()
+
+    with jax.set_mesh(mesh):
+        params = nn.unbox(jax.eval_shape(lambda k, *a: full.init(k, *a, capacity), jax.random.key(0), *args))
+        for function in (loss, jax.grad(loss), jax.grad(lambda *a: loss(*a, kept))):
+            text = jax.jit(function).lower(params, *args).compile().as_text()
+            kinds = set(re.findall(r" (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)?[(]", text))
+            print(text.count('custom_call_target="tpu_custom_call"'), *sorted(kinds))
+    """
+)
+
+
+@pytest.mark.aot_tpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_training_step_of_the_vit_compiles_for_a_slice(topology: str) -> None:
+    """One kernel a stack of blocks, twice with its gradient if all is made again, once if its results are kept; the
+    only collective is the sum over rows of the loss and of the gradients."""
+    lines = [line.split() for line in run_for_tpu(COMPILE, topology)]
+    assert [int(line[0]) for line in lines] == [4, 12, 8]
+    assert all(line[1:] == ["all-reduce"] for line in lines)
