@@ -94,7 +94,7 @@ class Load:
         return np.asarray(_select(jnp.asarray(scores), rows, fraction, self.shape(fraction).kept).mask.sum(axis=-1))
 
     def flops(self, fraction: Fraction, counts: np.ndarray | None, logits: int | None = None) -> list[flops.RowFlops]:
-        """Forward FLOPs of each row by part; `logits`: positions a row that reach the head (default: all of them)."""
+        """Forward FLOPs of each row by part; `logits`: positions of a row that need the head (default: its text)."""
         kept = n_kept(self.frames, fraction, self.vlm.vit.cells)
         length = self.shape(fraction).length
         pairs = self.videos * flops.example_pairs(kept + self.text, kept)
@@ -105,7 +105,7 @@ class Load:
                 kept_cells=None if row is None else row.tolist(),
                 tokens=length,
                 pairs=pairs,
-                loss_tokens=length if logits is None else logits,
+                loss_tokens=self.videos * self.text if logits is None else logits,
             )
             for row in ([None] * self.batch if counts is None else counts)
         ]

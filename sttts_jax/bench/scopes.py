@@ -114,7 +114,7 @@ class Layer:
         return self.block.apply({"params": params}, x, layout)[0]
 
     def baseline(self, train: bool) -> tuple[Function, Args]:
-        return _passed(self._forward, train), (self.params, self.x, self.whole)
+        return _passed(self._forward, train), (self.params, self.whole.pack(self.x), self.whole)
 
     def variant(self, train: bool, fraction: Fraction, packing: str) -> Function:
         return _passed(self._forward, train)
@@ -178,7 +178,8 @@ class Tail:
 
 def _blocks(vit: Vit, x: jax.Array, start: int) -> dict[int, jax.Array]:
     """All blocks from `start` on whole frames: features by layer."""
-    return vit._run(x, {}, whole_frames(vit.grid, x.shape, vit.attention), start, vit.cfg.layers)[1]
+    whole = whole_frames(vit.grid, x.shape, vit.attention)
+    return vit._run(whole.pack(x), {}, whole, start, vit.cfg.layers)[1]
 
 
 def _pruned_blocks(vit: Vit, x: jax.Array, kept: Kept, start: int) -> dict[int, jax.Array]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sttts_jax.cli import _bench_args as given
-from sttts_jax.cli import _bench_data, _bench_torch
+from sttts_jax.cli import _bench_data, _bench_torch, _bench_tpu
 from sttts_jax.cli.main import run
 
 if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
@@ -257,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     _suite_parser(_command(add, "suite", "everything for an accelerator, in one run", SUITE, _suite))
     _bench_data.add(add)
     _bench_torch.add(add)
+    _bench_tpu.add(add)
     return parser
 
 

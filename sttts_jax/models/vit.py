@@ -63,7 +63,7 @@ def stack_name(first: int, end: int) -> str:
 def whole_frames(grid: CellGrid, shape: tuple[int, ...], attention: str) -> FrameLayout:
     """What blocks on all patches [B, F, C, W, D] run on, with the kernels `attention`; no survivors are known yet."""
     if attention in STREAM_KERNELS:
-        return FrameLayout(None, plan=frame_plan(grid, shape[0], shape[1], kernels=attention))
+        return FrameLayout(None, plan=frame_plan(grid, shape[0], shape[1], kernels=attention), shape=shape[1:4])
     key_mask = None if grid.filled is None else jnp.asarray(grid.filled)
     return FrameLayout(None, key_mask=key_mask, kernels=attention)
 
@@ -118,8 +118,8 @@ class Vit(nn.Module):
         """patches [B, F, C, W, P] normalised, window-major; rows [B, F]; `capacity` K; `rng` only for "random"."""
         x = self._embed(patches)
         whole = whole_frames(self.grid, x.shape, self.attention)
-        x, taps = self._run(x, {}, whole, 0, self.cfg.prune_after + 1)
-        scored = self._fill(x)
+        x, taps = self._run(whole.pack(x), {}, whole, 0, self.cfg.prune_after + 1)
+        scored = self._fill(whole.unpack(x))
         logits = self.scorer(scored, rows) if self.prune.scores else None
 
         bias = None if logits is None else soft_bias(logits, rows, self.grid, self.prune.rescale)
@@ -128,8 +128,8 @@ class Vit(nn.Module):
 
         scores = self._scores(logits, scored, rows, rng)
         kept = select_cells(jax.lax.stop_gradient(scores), rows, as_fraction(self.prune.drops), capacity)
-        taps = {layer: pack_cells(tap, kept) for layer, tap in taps.items()}
-        taps |= self._tail(x, kept, whole, middle)
+        taps = {layer: pack_cells(whole.unpack(tap), kept) for layer, tap in taps.items()}
+        taps |= self._tail(whole.unpack(x), kept, whole, middle)
         return VitOutput(jnp.concatenate([taps[i] for i in self.cfg.feature_layers], axis=-1), kept, logits, scored)
 
     def _embed(self, patches: jax.Array) -> jax.Array:

@@ -59,6 +59,7 @@ def head_loss(
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be a positive number of positions.")
+    chunk = min(chunk, hidden.shape[1])
     # Positions with weight first, each row by itself; those of the overhang repeat the last one, without weight.
     unused = weights <= 0
     order = jnp.argsort(unused, axis=1, stable=True)

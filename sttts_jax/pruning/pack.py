@@ -53,6 +53,8 @@ class FrameLayout:
     key_bias   float32 [B, F, C] or None     added to the attention logits of every patch of the cell
     key_mask   bool [C, W] or None           empty slots of the cell grid
     plan       of a kernel for streams, or None: then the one that `attend_frames` knows as `kernels`
+    shape      F, C, W of a plan: its tokens are flat, because a TPU pads the last axis but one (9 patches of a cell
+               to 16, of everything that the blocks read and write)
     """
 
     kept: Kept | None
@@ -60,15 +62,21 @@ class FrameLayout:
     key_mask: jax.Array | None = None
     plan: Plan | None = None
     kernels: str = struct.field(pytree_node=False, default="xla")
+    shape: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
     def pack(self, x: jax.Array) -> jax.Array:
-        return x
+        return x if self.plan is None else x.reshape(x.shape[0], -1, x.shape[-1])
+
+    def unpack(self, tokens: jax.Array) -> jax.Array:
+        """The inverse of `pack`: [B, F, C, W, D]."""
+        return tokens if self.plan is None else tokens.reshape(tokens.shape[0], *self.shape, tokens.shape[-1])
 
     def attend(self, qkv: jax.Array) -> jax.Array:
+        if self.plan is not None:
+            bias = None if self.key_bias is None else jnp.repeat(self.key_bias, self.shape[-1], axis=-1)
+            return attend_stream(qkv, self.plan, None if bias is None else bias.reshape(qkv.shape[:2]))
         lead, (cells, window), tail = qkv.shape[:-5], qkv.shape[-5:-3], qkv.shape[-2:]
         bias = None if self.key_bias is None else jnp.repeat(self.key_bias, window, axis=-1)
-        if self.plan is not None:
-            return attend_stream(qkv, self.plan, bias)
         qkv = qkv.reshape(*lead, cells * window, 3, *tail)
         mask = None if self.key_mask is None else jnp.broadcast_to(self.key_mask.reshape(-1), (*lead, cells * window))
         q, k, v = (qkv[..., i, :, :] for i in range(3))
@@ -77,7 +85,7 @@ class FrameLayout:
 
     def stream(self, tokens: jax.Array) -> jax.Array:
         assert self.kept is not None
-        return take_batch(flatten_cells(tokens), self.kept.ids, self.kept.inverse)
+        return pack_cells(self.unpack(tokens), self.kept)
 
 
 def pack_cells(x: jax.Array, kept: Kept) -> jax.Array:

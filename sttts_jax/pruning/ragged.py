@@ -13,19 +13,22 @@ from sttts_jax.pruning.select import Kept
 
 @struct.dataclass
 class RaggedLayout:
-    """The stream [B, K, W, D] and the kernel's plan of it; every block uses the same plan."""
+    """The stream [B, K * W, D] and the kernel's plan of it; every block uses the same plan.
+
+    The tokens are flat, because a TPU pads the last axis but one: 9 patches of a cell to 16.
+    """
 
     kept: Kept
     plan: Plan
 
     def pack(self, x: jax.Array) -> jax.Array:
-        return pack_cells(x, self.kept)
+        return pack_cells(x, self.kept).reshape(x.shape[0], -1, x.shape[-1])
 
     def attend(self, qkv: jax.Array) -> jax.Array:
         return attend_stream(qkv, self.plan)
 
     def stream(self, tokens: jax.Array) -> jax.Array:
-        return tokens
+        return tokens.reshape(*self.kept.ids.shape, -1, tokens.shape[-1])
 
 
 def ragged_layout(kept: Kept, window: int, filled: np.ndarray | None = None, *, kernels: str) -> RaggedLayout:

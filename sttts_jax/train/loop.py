@@ -185,7 +185,7 @@ def _flops(run: Run) -> tuple[float, float | None]:
         kept_cells=kept,
         tokens=shape.length,
         pairs=example_pairs(shape.length, vision),
-        loss_tokens=shape.length,
+        loss_tokens=max(shape.length - vision, 0),
     )
     peak = peak_flops(run.mesh.devices.flat[0].device_kind)
     total = flops.total * config.data.rows * train_factor(config.model.remat)

@@ -43,7 +43,7 @@ def test_one_frame(count):
     _check([[count]], LONGEST)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_counts(seed):
     rng = np.random.default_rng(seed)
     counts = [rng.multinomial(rng.integers(0, 700), rng.dirichlet([0.5] * 9)).tolist() for _ in range(3)]

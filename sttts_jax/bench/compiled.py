@@ -1,0 +1,163 @@
+"""`bench tpu`: a pruned ViT block compiled for a TPU that is not there, and what the compiler expects of it.
+
+Times are the compiler's own estimates and know nothing of stalls; bytes are those that move between HBM and the cores.
+Both the pruned and the unpruned block run on the Pallas stream kernel.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from sttts_jax.bench.bound import PASSES, pass_flops
+from sttts_jax.bench.distributions import make_scores
+from sttts_jax.bench.scopes import Shapes
+from sttts_jax.bench.timing import GIB
+from sttts_jax.models.vit import survivors, whole_frames
+from sttts_jax.models.vit_block import Block
+from sttts_jax.pruning.select import select_cells
+
+# The smallest slice of each chip: topology, and the name that libtpu knows it by.
+CHIPS = {"v5e": ("v5e:2x2", "v5litepod-4"), "v5p": ("v5p:2x2x1", "v5p-8"), "v6e": ("v6e:2x2", "v6e-4")}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CompiledRow:
+    """One compiled pass of one block.
+
+    seconds    of the compiler's estimate, None where it gives none that makes sense
+    speedup    unpruned seconds / these, `share` of `bound`, the ratio of the FLOPs
+    hbm_gb     bytes accessed / 1e9; `hbm_ratio` against the unpruned block
+    temp_gib   temporary memory
+    """
+
+    what: str
+    chip: str
+    pass_: str
+    k: float
+    frames: int
+    seconds: float | None
+    speedup: float | None
+    bound: float
+    share: float | None
+    hbm_gb: float
+    hbm_ratio: float
+    temp_gib: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it stands in the file."""
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
+
+
+def find_compiler(chip: str) -> None:
+    """Sets what libtpu reads from the environment when it is loaded. Raises ValueError when it is not installed."""
+    found = importlib.util.find_spec("libtpu")
+    if found is None or found.origin is None:
+        raise ValueError("compiling for TPUs needs libtpu: pip install libtpu; no TPU is needed")
+    wanted = {
+        "TPU_LIBRARY_PATH": str(Path(found.origin).with_name("libtpu.so")),
+        "TPU_ACCELERATOR_TYPE": CHIPS[chip][1],
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def measure(chip: str, shapes: Shapes, fractions: Sequence[Fraction], say: Say) -> list[CompiledRow]:
+    """Rows of the unpruned block and of every fraction, for both passes; survivors as with uniform scores."""
+    find_compiler(chip)
+    place = SingleDeviceSharding(topologies.get_topology_desc(CHIPS[chip][0], platform="tpu").devices[0])
+    rows: list[CompiledRow] = []
+    first: dict[str, CompiledRow] = {}
+    for fraction in (Fraction(0), *fractions):
+        for name in PASSES:
+            row = _compile(chip, shapes, fraction, name, place, first.get(name))
+            first.setdefault(name, row)
+            rows.append(row)
+            say(_line(row))
+    return rows
+
+
+def _line(row: CompiledRow) -> str:
+    time = "no estimate" if row.seconds is None else f"{row.seconds * 1e3:.3f} ms"
+    gain = (
+        "" if row.share is None or not row.k else f", {row.speedup:.2f} x of {row.bound:.2f} x: share {row.share:.3f}"
+    )
+    return f"{row.pass_}, k={row.k:g}: {time}{gain}; {row.hbm_gb:.2f} GB ({row.hbm_ratio:.2f} of unpruned)"
+
+
+def _compile(
+    chip: str, shapes: Shapes, fraction: Fraction, name: str, place: Any, base: CompiledRow | None
+) -> CompiledRow:
+    function, args = _program(shapes, fraction, name == "train")
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
+    compiled = jax.jit(function).lower(*args).compile()
+    cost: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    seconds: float | None = float(cost["optimal_seconds"])
+    if seconds is not None and not 0 < seconds < 1e3:
+        seconds = None  # for some chips it is negative
+    gigabytes = cost["bytes accessed"] / 1e9
+    counts = None
+    if fraction:
+        scores = make_scores("uniform", shapes.seed, shapes.batch, shapes.frames, shapes.vit.cells, fraction)
+        counts = np.asarray(shapes.keep(scores, fraction).mask.sum(axis=-1))
+    cost_of = [pass_flops(name, "layer", shapes.vit, c, shapes.frames, shapes.batch, "none") for c in (None, counts)]
+    bound = cost_of[0] / cost_of[1]
+    speedup = None
+    if seconds is not None and (base is None or base.seconds is not None):
+        speedup = 1.0 if base is None or base.seconds is None else base.seconds / seconds
+    return CompiledRow(
+        what="layer",
+        chip=chip,
+        pass_=name,
+        k=float(fraction),
+        frames=shapes.frames,
+        seconds=seconds,
+        speedup=speedup,
+        bound=bound,
+        share=None if speedup is None else speedup / bound,
+        hbm_gb=gigabytes,
+        hbm_ratio=1.0 if base is None else gigabytes / base.hbm_gb,
+        temp_gib=memory.temp_size_in_bytes / GIB,
+    )
+
+
+def _program(shapes: Shapes, fraction: Fraction, train: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """(a block on all frames or on survivors, abstract arguments); the layout is one of them, as in the model."""
+    vit, grid, batch, frames = shapes.vit, shapes.grid, shapes.batch, shapes.frames
+    block = Block(vit, shapes.dtype)
+    x: Any = jax.ShapeDtypeStruct((batch, frames, vit.cells, vit.window, vit.width), shapes.dtype)
+    if fraction:
+        rows = jax.eval_shape(lambda: shapes.rows)
+        scores = jax.ShapeDtypeStruct((batch, frames, vit.cells), jnp.float32)
+        capacity = shapes.capacity(fraction)
+        kept = jax.eval_shape(lambda scores, rows: select_cells(scores, rows, fraction, capacity), scores, rows)
+        layout = jax.eval_shape(lambda kept: survivors(grid, kept, "tpu"), kept)
+    else:
+        layout = jax.eval_shape(lambda: whole_frames(grid, x.shape, "tpu"))
+    x = jax.eval_shape(lambda layout, x: layout.pack(x), layout, x)
+    params = jax.eval_shape(lambda x, layout: block.init(jax.random.key(0), x, layout), x, layout)
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, shapes.dtype), nn.unbox(params))
+
+    def forward(params: Any, x: jax.Array, layout: Any) -> Any:
+        return block.apply(params, x, layout)[0]
+
+    def both(params: Any, x: jax.Array, layout: Any, slope: jax.Array) -> Any:
+        return jax.vjp(lambda params, x: forward(params, x, layout), params, x)[1](slope)
+
+    return (both, (params, x, layout, x)) if train else (forward, (params, x, layout))
