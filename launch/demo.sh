@@ -78,7 +78,7 @@ while [[ $# -gt 0 ]]; do
 done
 [[ "$seed" =~ ^[0-9]+$ ]] || die "--seed takes a whole number of 0 or more, not '$seed'"
 
-ensure_venv
+ensure_venv dev
 cpu_settings
 build_data
 for method in "${METHODS[@]}"; do train "$method"; done

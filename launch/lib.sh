@@ -38,9 +38,9 @@ install_key() {
   "$VENV/bin/python" -V 2>&1 || true
 }
 
-# Makes $VENV if there is none, installs the package with its dev tools, and skips both when nothing changed.
+# Makes $VENV if there is none, installs the package with the extras $1, and skips both when nothing changed.
 ensure_venv() {
-  local python
+  local python extras="$1" stamp="$VENV/.installed-${1//,/-}"
   if [[ ! -e "$VENV/bin/python" ]]; then
     python="$(find_python)"
     run "$python" -m venv "$VENV" ||
@@ -49,7 +49,7 @@ ensure_venv() {
   if [[ "$DRY_RUN" != 1 ]] && ! "$VENV/bin/python" -c '' 2>/dev/null; then
     die "$VENV/bin/python does not run; delete $VENV and start again"
   fi
-  if [[ -f "$VENV/.installed" && "$(install_key)" == "$(cat "$VENV/.installed")" ]]; then return 0; fi
-  run "$VENV/bin/python" -m pip install --quiet --constraint launch/constraints.txt --editable '.[dev]'
-  if [[ "$DRY_RUN" != 1 ]]; then install_key >"$VENV/.installed"; fi
+  if [[ -f "$stamp" && "$(install_key)" == "$(cat "$stamp")" ]]; then return 0; fi
+  run "$VENV/bin/python" -m pip install --quiet --constraint launch/constraints.txt --editable ".[$extras]"
+  if [[ "$DRY_RUN" != 1 ]]; then install_key >"$stamp"; fi
 }

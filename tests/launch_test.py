@@ -98,7 +98,7 @@ def test_exit_code_of_the_tests_is_passed_on(bare: Path) -> None:
 def test_every_direct_dependency_has_a_tested_version_within_its_range() -> None:
     project, tested = _project(), _constraints()
     extras = project["optional-dependencies"]
-    for text in project["dependencies"] + extras["dev"] + extras["hf"]:
+    for text in project["dependencies"] + extras["dev"] + extras["hf"] + extras["aot"]:
         requirement = Requirement(text)
         version = tested[canonicalize_name(requirement.name)]
         assert version in requirement.specifier, f"{requirement} does not admit the tested {version}"

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
 from fractions import Fraction
 
 import jax
@@ -39,15 +38,6 @@ VLM = VlmConfig(
     LlmConfig(width=128, layers=1, heads=4, kv_heads=2, head_dim=32, mlp=512, vocab=512),
 )
 TOY = ["--preset", "tiny", "--text", "8", "--rounds", "2", "--k", "0.5", "--tokens", "3"]
-
-
-@pytest.fixture(autouse=True)
-def _quickly_compiled() -> Iterator[None]:
-    """These programs run for milliseconds; XLA would polish each for seconds."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _bench(*words: str) -> int:

@@ -3,7 +3,6 @@
 import json
 import math
 import pathlib
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -28,15 +27,6 @@ CONTRACT = {"what", "k", "frames", "distribution", "packing", "pass", "speedup",
 TOY = ["--preset", "tiny", "--frames", "4", "--rounds", "2"]
 SHAPES = Shapes(preset("tiny").vit, frames=4, batch=2, dtype=jnp.float32)
 HALF = Fraction(1, 2)
-
-
-@pytest.fixture(autouse=True)
-def _quickly_compiled() -> Iterator[None]:
-    """These programs run for milliseconds; XLA would polish each for seconds."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _bench(*words: str) -> int:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,15 +39,6 @@ MODELS = {
     "olmo": dataclasses.replace(CFG, llm=dataclasses.replace(LLM, norm="post", qk_norm="full", tied=False)),
     "ragged": dataclasses.replace(CFG, vit=dataclasses.replace(VIT, cell=(3, 3))),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quickly_compiled() -> Iterator[None]:
-    """These programs run for milliseconds; XLA would polish each for seconds."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _needs_torch() -> None:

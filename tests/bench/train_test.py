@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -47,15 +46,6 @@ VLM = VlmConfig(
     LlmConfig(width=256, layers=1, heads=4, kv_heads=2, head_dim=64, mlp=512, vocab=512),
 )
 TOY = ["--preset", "tiny", "--frames", "4", "--text", "8", "--rounds", "2", "--k", "0.5"]
-
-
-@pytest.fixture(autouse=True)
-def _quickly_compiled() -> Iterator[None]:
-    """These programs run for milliseconds; XLA would polish each for seconds."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _bench(*words: str) -> int:

@@ -11,30 +11,14 @@ import pytest
 
 from sttts_jax.evals.generate import Generated, QuestionTokens, generate
 from sttts_jax.models.cache import KvCache
-from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.ops.attention import mask_rows
 from sttts_jax.pruning.budget import row_capacity
 from sttts_jax.pruning.config import PruneConfig
 from tests.models.batches import Sizes, Talk, make_batch
+from tests.models.small import CFG
 from tests.pruning.cases import quick_jit
 
-CFG = VlmConfig(
-    VitConfig(
-        width=16,
-        heads=2,
-        head_dim=8,
-        mlp=24,
-        layers=3,
-        patch=1,
-        grid=(4, 4),
-        cell=(2, 2),
-        feature_layers=(2, 0),
-        prune_after=0,
-    ),
-    ConnectorConfig(width=16, heads=2, head_dim=8, mlp=16),
-    LlmConfig(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=24, vocab=29, extra_vocab=3, rope_theta=1e4),
-).check()
 SIZES = Sizes(frames=4, cells=4, unpruned=40, vocab=29)
 LENGTH, COUNT = 32, 4
 # Videos of four frames and of two, and text alone; up to three questions each, of several lengths.

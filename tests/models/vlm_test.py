@@ -11,31 +11,15 @@ import numpy as np
 import pytest
 
 from sttts_jax.evals.generate import generate
-from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig
 from sttts_jax.models.connector import Connector
 from sttts_jax.models.vlm import Vlm, pixels_to_patches
 from sttts_jax.pruning.budget import n_kept, row_capacity
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import METHODS, PruneConfig
 from tests.models.batches import Sizes, Talk, make_batch
+from tests.models.small import CFG
 from tests.pruning.cases import quick_jit
 
-CFG = VlmConfig(
-    VitConfig(
-        width=16,
-        heads=2,
-        head_dim=8,
-        mlp=24,
-        layers=3,
-        patch=1,
-        grid=(4, 4),
-        cell=(2, 2),
-        feature_layers=(2, 0),
-        prune_after=0,
-    ),
-    ConnectorConfig(width=16, heads=2, head_dim=8, mlp=16),
-    LlmConfig(width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp=24, vocab=29, extra_vocab=3, rope_theta=1e4),
-).check()
 SIZES = Sizes(frames=4, cells=4, unpruned=48, vocab=29)
 LENGTH, TOTAL = 40, SIZES.frames * SIZES.cells
 A, B = Talk(frames=2, lead=3, branches=(4, 2), seed=1), Talk(frames=2, lead=1, branches=(3,), seed=2)
