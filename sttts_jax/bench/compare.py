@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sttts_jax.bench.pruning import Row
+from sttts_jax.bench.pruning import Row, measured
 from sttts_jax.bench.rows import Load
-from sttts_jax.bench.timing import GIB, Compiled, Group, Program, Trial, interleave, quartiles
+from sttts_jax.bench.timing import GIB, Compiled, Group, Program, Trial, interleave
 
 Say = Callable[[str], None]
 
@@ -86,9 +86,6 @@ def compare(
 
     def row(variant: Variant, seconds: np.ndarray, ratios: np.ndarray) -> ModelRow:
         load, bound = variant.load, base.cost / variant.cost
-        speedup, *spread = quartiles(ratios)
-        middle, *seconds_spread = quartiles(seconds)
-        compiled, baseline = variant.trial.compiled, base.trial.compiled
         return ModelRow(
             what=what,
             k=float(variant.fraction),
@@ -96,19 +93,8 @@ def compare(
             distribution=variant.distribution,
             packing=variant.packing,
             pass_=pass_,
-            speedup=speedup,
-            spread=(spread[0], spread[1]),
-            bound=bound,
-            share=speedup / bound,
-            peak_gib=compiled.peak_gib,
-            peak_ratio=compiled.peak_gib / baseline.peak_gib if baseline.peak_gib else 0.0,
             compilations=variant.program.compilations,
-            compile_s=compiled.compile_s,
-            seconds=middle,
-            seconds_spread=(seconds_spread[0], seconds_spread[1]),
-            flops=variant.flops,
-            flops_per_s=variant.flops / middle,
-            mfu=variant.flops / middle / ceiling,
+            **measured(variant.trial, base.trial, seconds, ratios, bound, variant.flops, ceiling),
             baseline_frames=base.load.frames,
             batch=load.batch,
             videos=load.videos,

@@ -11,7 +11,7 @@ from sttts_jax.models.flops import parameter_counts
 
 TRAINED = 16  # bytes of a trained parameter: weight, two moments, gradient, float32 each
 SCORES = 3  # matrices of attention scores, float32, that live at once while a block is done
-CHUNK = 512  # positions whose logits, and whose attention scores in the language model, live at once
+CHUNK = 512  # positions whose attention scores, or whose logits, live at once in the language model, at most
 
 
 def state_gib(load: Load) -> float:

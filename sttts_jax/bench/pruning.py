@@ -127,6 +127,29 @@ def _variants(plan: Plan, scope: Scope, train: bool, fraction: Fraction) -> list
     return variants
 
 
+def measured(
+    trial: Trial, base: Trial, seconds: np.ndarray, ratios: np.ndarray, bound: float, flops: float, ceiling: float
+) -> dict[str, Any]:
+    """The fields of a `Row` that come from its times [rounds], their ratios to the baseline's, and the two programs."""
+    speedup, *spread = quartiles(ratios)
+    middle, *seconds_spread = quartiles(seconds)
+    peak, of = trial.compiled.peak_gib, base.compiled.peak_gib
+    return {
+        "speedup": speedup,
+        "spread": tuple(spread),
+        "bound": bound,
+        "share": speedup / bound,
+        "peak_gib": peak,
+        "peak_ratio": peak / of if of else 0.0,
+        "compile_s": trial.compiled.compile_s,
+        "seconds": middle,
+        "seconds_spread": tuple(seconds_spread),
+        "flops": flops,
+        "flops_per_s": flops / middle,
+        "mfu": flops / middle / ceiling,
+    }
+
+
 @dataclass(frozen=True)
 class _RowMaker:
     plan: Plan
@@ -136,9 +159,6 @@ class _RowMaker:
 
     def __call__(self, variant: _Variant, seconds: np.ndarray, ratios: np.ndarray) -> Row:
         flops, bound = self._flops(variant), self._flops(self.base) / self._flops(variant)
-        speedup, *spread = quartiles(ratios)
-        middle, *seconds_spread = quartiles(seconds)
-        compiled, baseline = variant.trial.compiled, self.base.trial.compiled
         return Row(
             what=self.plan.scope,
             k=float(variant.fraction),
@@ -146,19 +166,8 @@ class _RowMaker:
             distribution=variant.distribution,
             packing=variant.packing,
             pass_=self.name,
-            speedup=speedup,
-            spread=(spread[0], spread[1]),
-            bound=bound,
-            share=speedup / bound,
-            peak_gib=compiled.peak_gib,
-            peak_ratio=compiled.peak_gib / baseline.peak_gib if baseline.peak_gib else 0.0,
             compilations=variant.program.compilations,
-            compile_s=compiled.compile_s,
-            seconds=middle,
-            seconds_spread=(seconds_spread[0], seconds_spread[1]),
-            flops=flops,
-            flops_per_s=flops / middle,
-            mfu=flops / middle / self.ceiling,
+            **measured(variant.trial, self.base.trial, seconds, ratios, bound, flops, self.ceiling),
         )
 
     def _flops(self, variant: _Variant) -> float:

@@ -15,10 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# Stand-ins for infinity that no subtraction turns into NaN. Logits of hidden keys are near -_FAR: never above -_NEAR.
-_FAR, _NEAR = 1e30, 1e29
-_VMEM_BYTES = 64 * 2**20
-_LANES = 128
+from sttts_jax.ops.tpu_blocks import FAR, LANES, NEAR, VMEM_BYTES, alive, column, dot
 
 Lists = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -183,7 +180,7 @@ def _call(
         out_specs=out_specs,
         scratch_shapes=scratch,
     )
-    params = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES)
+    params = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES)
     call = pl.pallas_call(
         kernel,
         grid_spec=grid,
@@ -200,7 +197,7 @@ def _cost(shapes: Shapes, dtype: Any, products: int, maps: int, own: int, other:
     """Work of the blocks that are computed if all frames are alike; the head takes whole lanes of the matrix unit."""
     blocks, block = shapes.rows * shapes.blocks, shapes.block
     pairs = blocks * min(shapes.blocks, shapes.typical / block + 2)
-    lanes = -(-shapes.width // _LANES) * _LANES
+    lanes = -(-shapes.width // LANES) * LANES
     area = pairs * block * block * shapes.heads
     tokens = block * shapes.heads * shapes.width * jnp.dtype(dtype).itemsize
     return pl.CostEstimate(
@@ -218,29 +215,11 @@ def _ends(own: Any) -> tuple[jax.Array, jax.Array]:
     return first, last
 
 
-def dot(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
-    """Matrix product over axis over[0] of a and over[1] of b, summed in float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(
-        a, b, (((over[0],), (over[1],)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-    )
-
-
-def column(row: jax.Array) -> jax.Array:
-    """[1, n] -> [n, 1]."""
-    return jnp.broadcast_to(row, (_LANES, row.shape[1])).T[:, :1]
-
-
 def _offsets(query_ids: jax.Array, key_ids: jax.Array, bias: Any) -> jax.Array:
     """What all heads add to their logits, [key, query]: the bias where the frames agree, else nearly -infinity."""
     keys = column(key_ids)
     seen = (keys == query_ids) & (keys >= 0)
-    return jnp.where(seen, 0.0 if bias is None else column(bias[...]), -_FAR)
-
-
-def _alive(x: jax.Array, ids: jax.Array) -> jax.Array:
-    """x [d, n] with zeros where there is no token: padding or what lies beyond the array may be NaN, and NaN * 0 is."""
-    return jnp.where(ids >= 0, x, jnp.zeros_like(x))
+    return jnp.where(seen, 0.0 if bias is None else column(bias[...]), -FAR)
 
 
 def _forward_kernel(own, other, query_ids, key_ids, *refs, shapes: Shapes) -> None:
@@ -249,29 +228,29 @@ def _forward_kernel(own, other, query_ids, key_ids, *refs, shapes: Shapes) -> No
 
     @pl.when(first)
     def _():
-        top[...] = jnp.full_like(top, -_FAR)
+        top[...] = jnp.full_like(top, -FAR)
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
     offsets = _offsets(query_ids[...], key_ids[...], bias)
     for h in range(shapes.group):
         at = slice(h, h + 1)
-        logits = dot(_alive(k[h], key_ids[...]), q[h], (0, 0)) * shapes.scale + offsets
+        logits = dot(alive(k[h], key_ids[...]), q[h], (0, 0)) * shapes.scale + offsets
         old = top[at]
         new = jnp.maximum(old, jnp.max(logits, axis=0, keepdims=True))
         weights = jnp.exp(logits - new)
         shrink = jnp.exp(old - new)
         top[at] = new
         total[at] = total[at] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-        sums[h] = sums[h] * shrink + dot(_alive(v[h], key_ids[...]), weights.astype(v.dtype), (1, 0))
+        sums[h] = sums[h] * shrink + dot(alive(v[h], key_ids[...]), weights.astype(v.dtype), (1, 0))
 
     @pl.when(last)
     def _():
-        visible = top[...] > -_NEAR
+        visible = top[...] > -NEAR
         share = jnp.where(visible, 1.0 / total[...], 0.0)
-        lse[...] = jnp.where(visible, top[...] + jnp.log(total[...]), _FAR)
+        lse[...] = jnp.where(visible, top[...] + jnp.log(total[...]), FAR)
         for h in range(shapes.group):
-            out[h] = _alive(sums[h] * share[h : h + 1], query_ids[...]).astype(out.dtype)
+            out[h] = alive(sums[h] * share[h : h + 1], query_ids[...]).astype(out.dtype)
 
 
 def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
@@ -299,7 +278,7 @@ def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
     to_other = _offsets(ids_o[...], ids[...], bias)
     for h in range(shapes.group):
         at = slice(h, h + 1)
-        q_o, k_o, v_o, dout_o = (_alive(x, ids_o[...]) for x in (qkv_o[0, h], qkv_o[1, h], qkv_o[2, h], g_o[h]))
+        q_o, k_o, v_o, dout_o = (alive(x, ids_o[...]) for x in (qkv_o[0, h], qkv_o[1, h], qkv_o[2, h], g_o[h]))
         _, dlogits = slope(k_o, v_o, qkv[0, h], g[h], from_other, lse[at], delta[at])
         sums[0, h] += dot(k_o, dlogits.astype(qkv.dtype), (1, 0))
         weights, dlogits = slope(qkv[1, h], qkv[2, h], q_o, dout_o, to_other, lse_o[at], delta_o[at])
@@ -312,6 +291,6 @@ def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
     def _():
         for h in range(shapes.group):
             for part, scale in enumerate((shapes.scale, shapes.scale, 1.0)):
-                grads[part, h] = _alive(sums[part, h] * scale, ids[...]).astype(grads.dtype)
+                grads[part, h] = alive(sums[part, h] * scale, ids[...]).astype(grads.dtype)
         if dbias is not None and slopes is not None:
-            dbias[...] = _alive(jnp.sum(slopes[...], axis=1)[None], ids[...])
+            dbias[...] = alive(jnp.sum(slopes[...], axis=1)[None], ids[...])

@@ -146,7 +146,7 @@ def row_attention_gpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, *
         raise ValueError(f"Row attention on GPU wants float32 or bfloat16; got {q.dtype}, {k.dtype} and {v.dtype}.")
     width = q.shape[-1]
     if width not in (16, 32, 64, 128):
-        raise ValueError(f"Row attention on GPU wants a head_dim of 16, 32, 64 or 128; got {width}.")
+        raise ValueError(f"Rows on GPU want a head_dim of 16, 32, 64 or 128; got {width}, so take attention='xla'.")
     batch = plan.rule_q.shape[0]
     if q.shape[:2] != (batch, plan.lengths[0]) or k.shape[:2] != (batch, plan.lengths[1]):
         raise ValueError(

@@ -15,16 +15,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sttts_jax.ops.frame_stream_tpu import column, dot
+from sttts_jax.ops.tpu_blocks import FAR, LANES, NEAR, VMEM_BYTES, alive, column, dot
 
 # Flags of a pair, the low bits of its word; above them the other block, the own block and the row.
 FIRST, LAST, MASKED, WHOLE = 1, 2, 4, 8
 FLAG_BITS = 4
-
-# Stand-ins for infinity that no subtraction turns into NaN. Logits of hidden keys are near -_FAR: never above -_NEAR.
-_FAR, _NEAR = 1e30, 1e29
-_VMEM_BYTES = 64 * 2**20
-_LANES = 128
 
 
 def address_bits(owns: int, others: int) -> tuple[int, int]:
@@ -234,7 +229,7 @@ def _call(
         grid_spec=grid,
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM_BYTES
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         cost_estimate=cost,
         interpret=shapes.interpret,
@@ -254,7 +249,7 @@ def _cost(shapes: RowShapes, dtype: Any, products: int, own: int, other: int, si
     area = pairs * shapes.query_block * shapes.key_block * shapes.heads
     tokens = [shapes.query_block, shapes.key_block][:: 1 if side == "query" else -1]
     blocks = shapes.rows * (shapes.query_blocks if side == "query" else shapes.key_blocks)
-    lanes = -(-shapes.width // _LANES) * _LANES
+    lanes = -(-shapes.width // LANES) * LANES
     return pl.CostEstimate(
         flops=2 * products * area * lanes,
         transcendentals=area,
@@ -275,16 +270,11 @@ def _when_seen(word: jax.Array, queries: Any, keys: Any, step: Callable[..., Non
         example_k, segment_k, order_k, reach_k = (column(keys[i : i + 1]) for i in range(4))
         seen = (example == example_k) & (segment <= segment_k)
         seen &= order_k <= jnp.maximum(order, jnp.minimum(reach, reach_k))
-        step(jnp.where(seen, 0.0, -_FAR), example, example_k)
+        step(jnp.where(seen, 0.0, -FAR), example, example_k)
 
     @pl.when((word & WHOLE) != 0)
     def _():
         step(None, None, None)
-
-
-def _alive(x: jax.Array, ids: jax.Array | None) -> jax.Array:
-    """x with zeros where there is no token: padding or what lies beyond the array may be NaN, and NaN * 0 is."""
-    return x if ids is None else jnp.where(ids >= 0, x, jnp.zeros_like(x))
 
 
 def _logits(k: jax.Array, q: jax.Array, offsets: jax.Array | None, shapes: RowShapes) -> jax.Array:
@@ -297,13 +287,13 @@ def _forward_kernel(words, queries, keys, q, k, v, out, lse, top, total, sums, *
 
     @pl.when((word & FIRST) != 0)
     def _():
-        top[...] = jnp.full_like(top, -_FAR)
+        top[...] = jnp.full_like(top, -FAR)
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
     def step(offsets, _, key_ids):
         for j in range(shapes.kv_group):
-            k_j, v_j = _alive(k[j], key_ids), _alive(v[j], key_ids).T
+            k_j, v_j = alive(k[j], key_ids), alive(v[j], key_ids).T
             for h in range(j * shapes.share, (j + 1) * shapes.share):
                 at = slice(h, h + 1)
                 logits = _logits(k_j, q[h], offsets, shapes)
@@ -319,11 +309,11 @@ def _forward_kernel(words, queries, keys, q, k, v, out, lse, top, total, sums, *
 
     @pl.when((word & LAST) != 0)
     def _():
-        visible = top[...] > -_NEAR
+        visible = top[...] > -NEAR
         share = jnp.where(visible, 1.0 / total[...], 0.0)
-        lse[...] = jnp.where(visible, top[...] + jnp.log(total[...]), _FAR)
+        lse[...] = jnp.where(visible, top[...] + jnp.log(total[...]), FAR)
         for h in range(shapes.group):
-            out[h] = _alive(sums[h] * share[h : h + 1], queries[:1]).T.astype(out.dtype)
+            out[h] = alive(sums[h] * share[h : h + 1], queries[:1]).T.astype(out.dtype)
 
 
 def _slopes(k, v, q, g, lse, delta, offsets, shapes: RowShapes) -> tuple[jax.Array, jax.Array]:
@@ -341,7 +331,7 @@ def _query_kernel(words, queries, keys, q, k, v, g, lse, delta, dq, sums, *, sha
 
     def step(offsets, _, key_ids):
         for j in range(shapes.kv_group):
-            k_j, v_j = _alive(k[j], key_ids), _alive(v[j], key_ids)
+            k_j, v_j = alive(k[j], key_ids), alive(v[j], key_ids)
             turned = k_j.T
             for h in range(j * shapes.share, (j + 1) * shapes.share):
                 at = slice(h, h + 1)
@@ -353,7 +343,7 @@ def _query_kernel(words, queries, keys, q, k, v, g, lse, delta, dq, sums, *, sha
     @pl.when((word & LAST) != 0)
     def _():
         for h in range(shapes.group):
-            dq[h] = _alive(sums[h] * shapes.scale, queries[:1]).T.astype(dq.dtype)
+            dq[h] = alive(sums[h] * shapes.scale, queries[:1]).T.astype(dq.dtype)
 
 
 def _key_kernel(words, queries, keys, q, k, v, g, lse, delta, dk, dv, sums_k, sums_v, *, shapes: RowShapes) -> None:
@@ -368,7 +358,7 @@ def _key_kernel(words, queries, keys, q, k, v, g, lse, delta, dk, dv, sums_k, su
         ids = None if query_ids is None else column(query_ids)
         for h in range(shapes.group):
             at, j = slice(h, h + 1), h // shapes.share
-            q_h, g_h = _alive(q[h], ids), _alive(g[h], ids)
+            q_h, g_h = alive(q[h], ids), alive(g[h], ids)
             weights, slopes = _slopes(k[j], v[j], q_h, g_h, lse[at], delta[at], offsets, shapes)
             sums_k[j] += dot(slopes.astype(q.dtype), q_h, (1, 0))
             sums_v[j] += dot(weights.astype(q.dtype), g_h, (1, 0))
@@ -379,5 +369,5 @@ def _key_kernel(words, queries, keys, q, k, v, g, lse, delta, dk, dv, sums_k, su
     def _():
         ids = column(keys[:1])
         for j in range(shapes.kv_group):
-            dk[j] = _alive(sums_k[j] * shapes.scale, ids).astype(dk.dtype)
-            dv[j] = _alive(sums_v[j], ids).astype(dv.dtype)
+            dk[j] = alive(sums_k[j] * shapes.scale, ids).astype(dk.dtype)
+            dv[j] = alive(sums_v[j], ids).astype(dv.dtype)
