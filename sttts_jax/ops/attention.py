@@ -50,7 +50,8 @@ KERNELS = ("auto", "xla", "cpu", "gpu", "tpu")
 STREAM_KERNELS = ("cpu", "tpu")
 Plan = StreamPlan | LoopPlan
 RowsPlan = RulePlan | GpuRowPlan | TpuRowPlan
-# Patches of a frame from which frame by frame is the faster way on a CPU; below, starting the loops costs more.
+# Patches of a frame from which a CPU goes frame by frame. Measured: 36 are faster in slots, 729 in the loop; the border
+# between them is a guess.
 _WORTH_A_LOOP = 256
 
 
