@@ -6,7 +6,8 @@ usage() {
   cat <<'TEXT'
 usage: bash launch/test.sh [--fast] [--dry-run] [--help] [PYTEST ARGUMENT ...]
 
-Makes .venv if there is none, installs the package, its dev tools and libtpu (about two minutes, once), then runs
+Makes .venv if there is none, installs the package, its dev tools, libtpu, and PyTorch with transformers, against which
+the models are compared (some minutes, once; a CPU build of PyTorch installed in .venv before is kept), then runs
 ruff check, ruff format --check, mypy and pytest. The first that fails ends the run with its exit code.
 
   --fast      leave out the tests marked slow, multiprocess and aot_tpu
@@ -43,7 +44,7 @@ cores="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)"
 workers="${TEST_WORKERS:-$((cores < 4 ? cores : 4))}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 
-ensure_venv dev,aot
+ensure_venv dev,aot,parity
 run "$VENV/bin/ruff" check .
 run "$VENV/bin/ruff" format --check .
 run "$VENV/bin/mypy"
