@@ -18,7 +18,8 @@ from rich.table import Table
 from sttts_jax.bench.record import place, versions
 from sttts_jax.bench.timing import Compiled, Group, Program, Trial, interleave, quartiles
 from sttts_jax.bench.torch_reference import TorchMolmo2, TorchRow, import_torch, share
-from sttts_jax.bench.torch_weights import native_weights
+from sttts_jax.ckpt.hf_table import pieces
+from sttts_jax.ckpt.hf_tree import tensors_of
 from sttts_jax.models import flops
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.connector import Connector
@@ -175,7 +176,7 @@ def measure(
 ) -> list[Row]:
     """Compiles ours, builds theirs once for every name in `attentions`, times both in turns on all cores."""
     ours = Ours(case)
-    weights = share(native_weights(ours.params, case.cfg))
+    weights = share(tensors_of(ours.params, pieces(case.cfg, "native", scorer=False)))
     theirs = {name: TorchMolmo2(case.cfg, weights, name) for name in attentions}
     inputs = {name: model.inputs(ours.torch_row()) for name, model in theirs.items()}
     groups, differences = [], []

@@ -1,6 +1,7 @@
 """transformers' own Molmo2 with our weights: what our forward pass is timed against. The one module that imports torch.
 
-reference = TorchMolmo2(cfg, native_weights(params, cfg), "sdpa")
+weights = tensors_of(params, pieces(cfg, "native", scorer=False))
+reference = TorchMolmo2(cfg, share(weights), "sdpa")
 reference.whole(row)      # float32 [1, Y], the logits of the last token
 """
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sttts_jax.ckpt.hf_config import TOKEN_IDS, hf_config
 from sttts_jax.models.config import VlmConfig
 
 INSTALL = 'pip install "sttts-jax[parity]"'
@@ -50,7 +52,7 @@ def import_torch() -> Any:
 class TorchMolmo2:
     """Molmo2ForConditionalGeneration in float32 on the CPU. Methods give numpy's or torch's arrays, without gradients.
 
-    `weights`: see `torch_weights.native_weights`; several models may share them. `attention`: one of ATTENTIONS.
+    `weights`: every tensor by its name, from `share`; several models may have the same. `attention`: one of ATTENTIONS.
     """
 
     def __init__(self, cfg: VlmConfig, weights: dict[str, Any], attention: str):
@@ -105,46 +107,10 @@ def share(weights: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def config_fields(cfg: VlmConfig) -> dict[str, Any]:
-    """Arguments of transformers' Molmo2Config. Raises ValueError for what it does not have."""
-    vit, connector, llm = cfg.vit, cfg.connector, cfg.llm
-    if llm.yarn is not None:
-        raise ValueError("the comparison with PyTorch covers models without YaRN rope scaling; use molmo2-4b or -8b")
-    if llm.extra_vocab < 3:
-        raise ValueError(f"LlmConfig.extra_vocab is {llm.extra_vocab}; a video row needs 3 ids beyond the vocabulary")
-    vision = {
-        "hidden_size": vit.width,
-        "intermediate_size": vit.mlp,
-        "num_hidden_layers": vit.layers,
-        "num_attention_heads": vit.heads,
-        "num_key_value_heads": vit.heads,
-        "head_dim": vit.head_dim,
-        "layer_norm_eps": vit.norm_eps,
-        "image_size": list(vit.image_size),
-        "patch_size": vit.patch,
-        "num_position_embeddings": vit.patches,
-    }
-    adapter = {
-        "vision_feature_layer": list(vit.feature_layers),
-        "hidden_size": connector.width,
-        "num_attention_heads": connector.heads,
-        "num_key_value_heads": connector.heads,
-        "head_dim": connector.head_dim,
-        "intermediate_size": connector.mlp,
-        "text_hidden_size": llm.width,
-    }
-    text = {
-        "hidden_size": llm.width,
-        "num_hidden_layers": llm.layers,
-        "num_attention_heads": llm.heads,
-        "num_key_value_heads": llm.kv_heads,
-        "head_dim": llm.head_dim,
-        "intermediate_size": llm.mlp,
-        "vocab_size": llm.vocab,
-        "additional_vocab_size": llm.extra_vocab,
-        "qk_norm_type": {"head": "qwen3", "full": "olmo"}[llm.qk_norm],
-        "norm_after": llm.norm == "post",
-        "rms_norm_eps": llm.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": llm.rope_theta},
-    }
-    ids = {"image_patch_id": llm.vocab, "frame_start_token_id": llm.vocab + 1, "frame_end_token_id": llm.vocab + 2}
-    return {"vision_config": vision, "adapter_config": adapter, "text_config": text, **ids}
+    """Arguments of transformers' Molmo2Config: the three ids that a video row needs are the first added ones."""
+    extra = cfg.llm.extra_vocab
+    if extra < 3:
+        raise ValueError(f"LlmConfig.extra_vocab is {extra}; a video row needs 3 ids beyond the vocabulary")
+    first = cfg.llm.vocab
+    ids = dict.fromkeys(TOKEN_IDS, first + 2)
+    return hf_config(cfg, "native", ids | {"image_patch_id": first, "frame_start_token_id": first + 1})

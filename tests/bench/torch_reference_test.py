@@ -15,10 +15,10 @@ import pytest
 
 from sttts_jax.bench.against_torch import PARTS, Case, Ours, _difference, _in_torch_order, measure
 from sttts_jax.bench.torch_reference import ATTENTIONS, TorchMolmo2, config_fields, import_torch, share
-from sttts_jax.bench.torch_weights import native_weights
+from sttts_jax.ckpt.hf_table import pieces
+from sttts_jax.ckpt.hf_tree import tensors_of
 from sttts_jax.cli import _bench_torch
-from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig
-from sttts_jax.models.presets import preset
+from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig, YarnConfig
 
 VIT = VitConfig(
     width=16,
@@ -33,10 +33,11 @@ VIT = VitConfig(
     prune_after=0,
 )
 LLM = LlmConfig(width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=40, vocab=29, extra_vocab=3, rope_theta=1e4)
+YARN = YarnConfig(factor=4.0, attention_factor=1.2, beta_fast=8.0, beta_slow=1.0, original_length=16, layers=(1,))
 CFG = VlmConfig(VIT, ConnectorConfig(width=16, heads=2, head_dim=8, mlp=40), LLM).check()
 MODELS = {
     "qwen": CFG,
-    "olmo": dataclasses.replace(CFG, llm=dataclasses.replace(LLM, norm="post", qk_norm="full", tied=False)),
+    "olmo": dataclasses.replace(CFG, llm=dataclasses.replace(LLM, norm="post", qk_norm="full", tied=False, yarn=YARN)),
     "ragged": dataclasses.replace(CFG, vit=dataclasses.replace(VIT, cell=(3, 3))),
 }
 
@@ -61,8 +62,12 @@ def _output(name: str, part: str) -> np.ndarray:
     return _in_torch_order(part, jax.jit(function)(*args), _ours(name).case)
 
 
+def _tensors(params: Any, cfg: VlmConfig) -> dict[str, np.ndarray]:
+    return tensors_of(params, pieces(cfg, "native", scorer=False))
+
+
 def _theirs(name: str, part: str, params: Any, attention: str = "sdpa") -> Any:
-    model = TorchMolmo2(MODELS[name], share(native_weights(params, MODELS[name])), attention)
+    model = TorchMolmo2(MODELS[name], share(_tensors(params, MODELS[name])), attention)
     return model.call(part, model.inputs(_ours(name).torch_row())[part])
 
 
@@ -98,7 +103,7 @@ def _turned(tree: Any, path: tuple[str, ...]) -> Any:
 @pytest.mark.torch
 def test_every_weight_has_its_place() -> None:
     _needs_torch()
-    weights = native_weights(_ours("qwen").params, CFG)
+    weights = _tensors(_ours("qwen").params, CFG)
     model = TorchMolmo2(CFG, share(weights), "sdpa").model
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in weights.items()
@@ -106,13 +111,10 @@ def test_every_weight_has_its_place() -> None:
 
 
 def test_what_torch_does_not_have() -> None:
-    with pytest.raises(ValueError, match="without YaRN"):
-        config_fields(preset("molmo2-o-7b"))
     with pytest.raises(ValueError, match="needs 3 ids"):
         config_fields(dataclasses.replace(CFG, llm=dataclasses.replace(LLM, extra_vocab=2)))
-    params = {"vit": {"scorer": {}}, "connector": {}, "llm": {}}
-    with pytest.raises(ValueError, match="has no scorer"):
-        native_weights(params, CFG)
+    with pytest.raises(ValueError, match="no place for the parameters vit/scorer/bias"):
+        _tensors({"vit": {"scorer": {"bias": np.zeros(3)}}}, CFG)
 
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
