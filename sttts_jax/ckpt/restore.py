@@ -1,5 +1,7 @@
 """Reading a checkpoint: meta, trees, parameters alone, everything. Compares trees before it loads, onto any mesh."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import check_version
 from sttts_jax.paths import PathLike, as_path, read_json
-from sttts_jax.trees import diff_trees
+from sttts_jax.trees import diff_trees, map_named, named_leaves
 
 PARAMS, OPT, DATA, META = "params", "opt", "data", "meta"
 
@@ -92,6 +94,25 @@ def load_params(directory: PathLike, abstract: Any = None) -> Any:
         check_tree(path, PARAMS, abstract, cast=True)
     with context():
         return ocp.load_checkpointables(path, {PARAMS: _placed(abstract)})[PARAMS]
+
+
+def load_known_params(
+    step_path: epath.Path, abstract: Any, may_lack: Sequence[str]
+) -> tuple[dict[str, jax.Array], list[str]]:
+    """({name: array} of the parameters that a step directory has, names of those that it lacks).
+
+    abstract: as in `load_params`. may_lack: regexes on whole names of leaves that need not be there.
+    Raises TreeMismatch with a table when others differ.
+    """
+    wanted = named_leaves(abstract)
+    saved = read_tree(step_path, PARAMS)
+    have, patterns = named_leaves(saved), [re.compile(pattern) for pattern in may_lack]
+    lacking = [name for name in wanted if name not in have and any(p.fullmatch(name) for p in patterns)]
+    check_tree(step_path, PARAMS, {name: leaf for name, leaf in wanted.items() if name not in lacking}, cast=True)
+    target = map_named(lambda name, _: wanted[name], saved)
+    with context():
+        loaded = ocp.load_checkpointables(step_path, {PARAMS: _placed(target)})[PARAMS]
+    return named_leaves(loaded), lacking
 
 
 def load_step(step_path: epath.Path, params: Any, opt: Any, data: Any) -> tuple[Any, Any]:

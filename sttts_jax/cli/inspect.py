@@ -65,6 +65,8 @@ def main(argv: list[str]) -> int:
     config = saved_config(meta)
     print(f"{step}\n{_plain_table({key: value for key, value in meta.items() if key != 'config'})}\n")
     for name in (PARAMS, OPT):
+        if not (step / name).exists():  # a converted checkpoint has no optimizer state
+            continue
         print(f"{name}\n{_tree_table(read_tree(step, name), arguments.depth)}\n")
     print(f"config\n{_plain_table(config)}")
     return 0

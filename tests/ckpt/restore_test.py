@@ -11,7 +11,7 @@ import pytest
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta, saved_config
-from sttts_jax.ckpt.restore import TreeMismatch, load_params, read_meta, read_tree
+from sttts_jax.ckpt.restore import TreeMismatch, load_known_params, load_params, read_meta, read_tree
 from sttts_jax.cli import inspect
 from sttts_jax.mesh import make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
@@ -74,6 +74,26 @@ def test_wrong_target_gives_a_table(workdir: Path) -> None:
     rows = {line.split()[0]: line.split()[1:] for line in str(error.value).splitlines()[2:]}
     assert rows["vit/w"] == ["float32[17]", "float32[16]"] or "[17]" in str(error.value)
     assert "scorer" in rows and "llm/w" in rows
+
+
+def test_leaves_that_may_be_missing_are_named_and_the_rest_is_loaded(workdir: Path) -> None:
+    split = NamedSharding(make_mesh({"fsdp": 8}), PartitionSpec("fsdp"))
+    target = {
+        "vit": {
+            "w": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split),
+            "new": jax.ShapeDtypeStruct((9,), "float32"),
+        },
+        "llm": {"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)},
+    }
+    step = files.resolve_step(workdir)
+    loaded, lacking = load_known_params(step, target, ("vit/new", "llm/.*"))
+    assert lacking == ["vit/new"] and set(loaded) == {"vit/w", "llm/w"}
+    assert loaded["llm/w"].dtype == jnp.bfloat16 and loaded["vit/w"].sharding == split
+    np.testing.assert_array_equal(loaded["vit/w"], np.arange(16.0) * 2)
+    with pytest.raises(TreeMismatch, match="vit/new"):
+        load_known_params(step, target, ("llm/.*",))
+    with pytest.raises(TreeMismatch, match="llm/w"):  # what the model lacks is never left behind
+        load_known_params(step, {"vit": target["vit"]}, ("vit/new", "llm/.*"))
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
