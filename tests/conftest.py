@@ -11,9 +11,14 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import sys  # noqa: E402
+
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+from tests.torchvision_build import DeclareOperators  # noqa: E402
+
+sys.meta_path.insert(0, DeclareOperators())
 flags.FLAGS.mark_as_parsed()  # grain reads its own flags; unparsed ones are an error
 
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sttts_jax.data.schema import RowShape
+from sttts_jax.data.schema import POOL, RowShape
 from sttts_jax.pruning.budget import CELLS, as_fraction, n_kept
 
 DEFAULT_DATA_DIR = "~/.cache/sttts_jax/data"
+SAMPLINGS = ("molmo2", "transformers")
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,23 @@ class Source:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Sources, sampling of frames, sizes of a row, and how it is fed. `sources` may be given as tuples (name, weight,
-    split, data_dir).
+    """Sources, sampling of frames, crops of images, sizes of a row, and how it is fed. `sources` may be given as tuples
+    (name, weight, split, data_dir).
     """
 
     sources: tuple[Source, ...]
     max_frames: int = 8
     max_fps: float | None = 2.0
+    sampling: str = "molmo2"  # of frames: as Molmo2 was trained, or "transformers": as its processor there does
+    max_crops: int = 8  # tiles of an image, beside the global crop
     image_size: tuple[int, int] | int = 378
+    grid: tuple[int, int] = (27, 27)  # patches of a frame; only images need it
     cells: int = CELLS  # C, cells (LLM tokens before pruning) of a frame
     fraction: str = "0.5"  # k, share of a video's cells to remove, as a decimal in quotes
-    frames_per_row: int = 16  # F
+    frames_per_row: int = 16  # F, frames and crops
     items_per_row: int = 4  # V
+    crops_per_row: int = 0  # of F, those that may be crops of images; 0: records with images are refused
+    windows_per_row: int = 0  # P, windows of images; 0: as many as the crops can have
     row_length: int = 1024  # S, tokens of a row after pruning
     rows: int = 8  # B, over all processes
     max_messages: int = 0  # branches of a message tree, drawn anew each time; 0 takes all
@@ -52,6 +58,7 @@ class DataConfig:
         object.__setattr__(self, "sources", sources)
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(self.image_size))
+        object.__setattr__(self, "grid", tuple(self.grid))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -62,21 +69,44 @@ class DataConfig:
     def row_shape(self) -> RowShape:
         """The static sizes F, V, K, S, U of a row."""
         return RowShape(
-            self.frames_per_row, self.items_per_row, self.row_length, str(self.fraction), self.cells, self.size
+            self.frames_per_row,
+            self.items_per_row,
+            self.row_length,
+            str(self.fraction),
+            self.cells,
+            self.size,
+            self.crops_per_row,
+            self.windows_per_row or self._windows(self.crops_per_row, self.row_length),
+            self.grid,
         )
 
     def evaluation_shape(
-        self, max_frames: int | None = None, fraction: str | None = None, row_length: int | None = None
+        self,
+        max_frames: int | None = None,
+        fraction: str | None = None,
+        row_length: int | None = None,
+        crops: int = 0,
+        windows: int = 0,
     ) -> RowShape:
-        """One video a row, for evaluation at these or other frames, fraction and length."""
+        """One video a row, for evaluation at these or other frames, fraction and length; with room for `crops` of
+        images before it, and `windows` of them (0: as many as they can have).
+        """
+        length = row_length or self.row_length
         return RowShape(
-            frames=max_frames or self.max_frames,
+            frames=(max_frames or self.max_frames) + crops,
             items=1,
-            length=row_length or self.row_length,
+            length=length,
             fraction=str(self.fraction if fraction is None else fraction),
             cells=self.cells,
             size=self.size,
+            crops=crops,
+            windows=windows or self._windows(crops, length),
+            grid=self.grid,
         )
+
+    def _windows(self, crops: int, length: int) -> int:
+        """The most windows that so many crops can have; tiles have fewer than global crops. Each takes a token."""
+        return min(crops * -(-self.grid[0] // POOL[0]) * -(-self.grid[1] // POOL[1]), length)
 
     def check(self) -> "DataConfig":
         """Itself. Raises ValueError with one sentence for the first setting that cannot work."""
@@ -100,7 +130,10 @@ class DataConfig:
             "packing_rows",
         ):
             _at_least(name, getattr(self, name), 1)
-        _at_least("max_messages", self.max_messages, 0)
+        for name in ("max_messages", "max_crops", "crops_per_row", "windows_per_row"):
+            _at_least(name, getattr(self, name), 0)
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"data.sampling={self.sampling!r} is unknown; choose one of {', '.join(SAMPLINGS)}")
         if self.max_fps is not None and not self.max_fps > 0:
             raise ValueError(f"data.max_fps={self.max_fps} must be positive, or None for max_frames equal steps")
         if not 0 <= self.bad_share <= 1:
@@ -108,6 +141,19 @@ class DataConfig:
         if self.max_frames > self.frames_per_row:
             raise ValueError(
                 f"data.frames_per_row={self.frames_per_row} cannot hold max_frames={self.max_frames}; raise it"
+            )
+        if 0 < self.crops_per_row <= self.max_crops:
+            raise ValueError(
+                f"data.crops_per_row={self.crops_per_row} cannot hold an image of max_crops={self.max_crops} tiles and "
+                "the global crop; raise it, or lower max_crops"
+            )
+        if self.crops_per_row > self.frames_per_row:
+            raise ValueError(
+                f"data.frames_per_row={self.frames_per_row} cannot hold crops_per_row={self.crops_per_row}; raise it"
+            )
+        if self.windows_per_row and not self.crops_per_row:
+            raise ValueError(
+                f"data.windows_per_row={self.windows_per_row} needs crops_per_row above 0; set it, or leave both at 0"
             )
         kept = n_kept(self.max_frames, self.fraction, self.cells) + 2 * self.max_frames
         if kept >= self.row_length:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops
 from sttts_jax.data.packing import Item, fill_row, lengths, stack
 from sttts_jax.data.prompt import build_prompt, target_text
-from sttts_jax.data.reader import LOG, read_video
+from sttts_jax.data.reader import LOG, join_pictures, read_images, read_video
 from sttts_jax.data.record import Message, Record, RecordError
 from sttts_jax.data.schema import Example, RowShape
 from sttts_jax.data.sources.registry import Records
@@ -49,7 +50,7 @@ class EvalBatch:
     lengths    int32 [B, Q], 0 where nothing is asked
     meta       [B] lists, one dict for each question of the row: number, id, family, question, answer, target, options,
                style, times; of one that cannot be asked number, record, message, error, and `unfit`: whether it is
-               because the video is longer than these rows
+               because the video takes more than these rows have
     """
 
     arrays: dict[str, np.ndarray]
@@ -80,12 +81,15 @@ def build_prefix(
     *,
     cells: int,
     subtitles: str | Sequence[tuple[float, float, str]] = (),
+    images: Sequence[ImageCrops] = (),
 ) -> Example:
-    """What prompts about a video have in common: all that stands before the question, every vision token with it."""
-    whole = build_prompt(tokenizer, times, _BLANK, cells=cells, subtitles=subtitles)
+    """What prompts about a video or images have in common: all that stands before the question, every vision token with
+    it.
+    """
+    whole = build_prompt(tokenizer, times, _BLANK, cells=cells, subtitles=subtitles, images=images)
     end = len(whole.tokens) - len(build_question(tokenizer, _BLANK))
     names = ("tokens", "targets", "weights", "cells", "vision", "segment", "position")
-    return Example(**{name: getattr(whole, name)[:end] for name in names}, frames=whole.frames)
+    return dataclasses.replace(whole, **{name: getattr(whole, name)[:end] for name in names})
 
 
 def build_question(tokenizer: Tokenizer, message: Message) -> np.ndarray:
@@ -106,11 +110,13 @@ def eval_batches(
     max_fps: float | None,
     rows: int,
     style: str | None = None,
+    sampling: str = "molmo2",
+    max_crops: int = EVALUATION_CROPS,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[EvalBatch]:
-    """Batches of `rows // shard_count` rows, a group a row, the last one padded; a group shares its video, clip and
-    subtitles. `style` asks every question in that style.
+    """Batches of `rows // shard_count` rows, a group a row, the last one padded; a group shares its video, clip, images
+    and subtitles. `style` asks every question in that style; `sampling` and `max_crops` as in DataConfig.
 
     `shape` is RowShape with one item; see DataConfig.evaluation_shape. A video or question that cannot be used is
     logged and marked in `meta`.
@@ -120,7 +126,7 @@ def eval_batches(
     most = max(map(len, groups), default=0)
     if most > questions.most:
         raise ValueError(f"a group of {most} questions does not fit the {questions.most} of a row; split it")
-    reader = _Reader(records, tokenizer, shape, questions, max_frames, max_fps, style)
+    reader = _Reader(records, tokenizer, shape, questions, max_frames, max_fps, style, sampling, max_crops)
     mine = rows // shard_count
     for first in range(0, len(groups), rows):
         own = groups[first + shard_index * mine : first + (shard_index + 1) * mine]
@@ -151,6 +157,8 @@ class _Reader:
     max_frames: int
     max_fps: float | None
     style: str | None
+    sampling: str
+    max_crops: int
     last: tuple[Any, Video] | None = None
 
     def row(self, group: Sequence[Asked]) -> _Row:
@@ -178,21 +186,22 @@ class _Reader:
 
     def _prefix(self, record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The arrays of a row and the times of its frames."""
-        frames, times = np.zeros((0, *self.shape.size, 3), np.uint8), np.zeros(0)
+        images = read_images(record, self.shape, self.max_crops)
+        pictures, times = [image.crops for image in images], np.zeros(0)
         if record.video is not None:
             video = self._video(record)
-            frames, times = video.frames, video.times
-        prefix = build_prefix(self.tokenizer, times, cells=self.shape.cells, subtitles=record.subtitles)
+            pictures, times = [*pictures, video.frames], video.times
+        prefix = build_prefix(self.tokenizer, times, cells=self.shape.cells, subtitles=record.subtitles, images=images)
         try:
             lengths(prefix, self.shape)
         except RecordError as error:
             raise _Unfit(*error.args) from error
-        return fill_row([Item(prefix, frames)], self.shape), times
+        return fill_row([Item(prefix, join_pictures(pictures, self.shape))], self.shape), times
 
     def _video(self, record: Record) -> Video:
         clip = (record.video, record.start, record.end)
         if self.last is None or self.last[0] != clip:
-            self.last = (clip, read_video(record, self.shape.size, self.max_frames, self.max_fps))
+            self.last = (clip, read_video(record, self.shape.size, self.max_frames, self.max_fps, self.sampling))
         return self.last[1]
 
     def _question(self, record: Record, number: int) -> tuple[np.ndarray, dict[str, Any]]:

@@ -36,12 +36,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._shape = config.row_shape
         self._identity = identity
         self._filled: dict[str, float] = {}
-        self._batches = 0
+        self.count = 0  # batches made so far
         self.reader = reader
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = next(self._held[0])
-        self._batches += 1
+        self.count += 1
         for name, share in fill_rate(batch, self._shape).items():
             self._filled[name] = self._filled.get(name, 0.0) + share
         return batch
@@ -67,7 +67,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         share.
         """
         bad = self.reader.bad
-        filled = {f"fill_{name}": total / self._batches for name, total in self._filled.items()}
+        filled = {f"fill_{name}": total / self.count for name, total in self._filled.items()}
         return {**filled, "records": bad.seen, "bad_records": bad.bad, "bad_share": bad.bad / max(bad.seen, 1)}
 
 
@@ -76,14 +76,25 @@ def _release(held: list[grain.DatasetIterator]) -> None:
     held.pop().close()
 
 
-def train_batches(config: DataConfig, tokenizer: Tokenizer, *, shard_index: int = 0, shard_count: int = 1) -> Batches:
+def train_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    part: int = 0,
+    parts: int = 1,
+) -> Batches:
     """Batches of this process's rows: share `shard_index` of `shard_count` equal shares of `config.rows`.
 
-    Shares draw different records: every shard_count-th of the mixture. Raises ValueError for settings that cannot work.
+    Shares draw different records: every shard_count-th of the mixture. So do the `parts` streams of a run that has
+    several. Raises ValueError for settings that cannot work.
     """
     config.check()
     if not 0 <= shard_index < shard_count:
         raise ValueError(f"shard_index={shard_index} must be from 0 to below shard_count={shard_count}")
+    if not 0 <= part < parts:
+        raise ValueError(f"part={part} must be from 0 to below parts={parts}")
     if config.rows % shard_count:
         raise ValueError(
             f"data.rows={config.rows} cannot be divided among {shard_count} loading processes; give a multiple of it"
@@ -100,9 +111,11 @@ def train_batches(config: DataConfig, tokenizer: Tokenizer, *, shard_index: int 
         max_messages=config.max_messages,
         bad_share=config.bad_share,
         cache=config.cache,
+        sampling=config.sampling,
+        max_crops=config.max_crops,
     )
     lengths = [len(source) for source in sources]
-    draws = mix(lengths, config.sources, config.seed)[shard_index::shard_count]
+    draws = mix(lengths, config.sources, config.seed)[shard_index * parts + part :: shard_count * parts]
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4 * config.threads, 8))
     items = draws.map(reader).to_iter_dataset(options)
     rows = pack(items, shape, config.packing_rows, config.seed)
@@ -111,6 +124,7 @@ def train_batches(config: DataConfig, tokenizer: Tokenizer, *, shard_index: int 
         "shard_index": shard_index,
         "shard_count": shard_count,
         "seed": config.seed,
+        **({"part": part, "parts": parts} if parts > 1 else {}),
         "sources": [[s.name, s.split, float(s.weight), n] for s, n in zip(config.sources, lengths, strict=True)],
     }
     return Batches(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch), config, reader, identity)

@@ -10,16 +10,23 @@ itself only:
     position   0   1  2 |  3  4 |  3  4          every branch restarts where the prefix ends
     segment   10000 ..  |  0  0 |  1  1          a query sees keys whose segment is no smaller (and no later)
 
-Timestamps, subtitles, each question and each answer are encoded one by one, so that no merge crosses their borders.
+Images come before the video, each as its global crop and, row by row, its large picture; several are numbered:
+
+    BOS  "Image 1" <low_res_im_start> 196 x <im_patch> <im_end> <im_start> (w x <im_patch> <im_col>) .. <im_end> ..
+
+Numbers, timestamps, subtitles, each question and each answer are encoded one by one, so that no merge crosses their
+borders.
 """
 
 from collections.abc import Sequence
 from string import ascii_uppercase
+from typing import NamedTuple
 
 import numpy as np
 
+from sttts_jax.data.crops import ImageCrops
 from sttts_jax.data.record import Message, RecordError
-from sttts_jax.data.schema import PREFIX_SEGMENT, Example
+from sttts_jax.data.schema import POOL, PREFIX_SEGMENT, Example
 from sttts_jax.data.tokenizer import Tokenizer
 
 MULTIPLE_CHOICE_STYLES = frozenset(
@@ -70,15 +77,16 @@ def build_example(
     cells: int,
     subtitles: str | Sequence[tuple[float, float, str]] = (),
     limit: int | None = None,
+    images: Sequence[ImageCrops] = (),
 ) -> Example:
-    """A training example: the video's prefix, then one branch a message. int32 / float32 / bool arrays [n].
+    """A training example: what is seen, then one branch a message. int32 / float32 / bool arrays [n].
 
-    `times` are the sampled times of the frames, none for text alone. `limit` is the most tokens, before pruning:
+    `times` are the sampled times of the frames, none without a video. `limit` is the most tokens, before pruning:
     branches that would pass it are left out with all after them. Raises RecordError where not even the first fits, or
     where a text is unusable.
     """
-    prefix, prefix_cells = _prefix(tokenizer, times, cells, subtitles)
-    branches, total = [], len(prefix)
+    prefix = _prefix(tokenizer, times, cells, subtitles, images)
+    branches, total = [], len(prefix.ids)
     for message in messages:
         ids, loss = _branch(tokenizer, message)
         if limit is not None and total + len(ids) > limit:
@@ -92,7 +100,7 @@ def build_example(
             else "it has no messages"
         )
         raise RecordError(f"cannot be made into an example, {what}")
-    targets, weights = [np.zeros(len(prefix), np.int32)], [np.zeros(len(prefix), np.float32)]
+    targets, weights = [np.zeros(len(prefix.ids), np.int32)], [np.zeros(len(prefix.ids), np.float32)]
     for ids, loss, weight in branches:
         after = np.append(
             loss[1:], True
@@ -100,7 +108,7 @@ def build_example(
         value = token_weight(int(loss.sum()) + (len(branches) == 1), len(branches), weight)
         targets.append(np.where(after, np.append(ids[1:], tokenizer.eos), 0))
         weights.append(np.where(after, value, 0))
-    return _assemble(tokenizer, prefix, prefix_cells, [ids for ids, _, _ in branches], targets, weights, len(times))
+    return _assemble(tokenizer, prefix, [ids for ids, _, _ in branches], targets, weights)
 
 
 def build_prompt(
@@ -110,16 +118,15 @@ def build_prompt(
     *,
     cells: int,
     subtitles: str | Sequence[tuple[float, float, str]] = (),
+    images: Sequence[ImageCrops] = (),
 ) -> Example:
     """An inference prompt: the same layout up to "assistant\\n", no answer, no targets. Follow-up turns are not
     asked.
     """
-    prefix, prefix_cells = _prefix(tokenizer, times, cells, subtitles)
+    prefix = _prefix(tokenizer, times, cells, subtitles, images)
     ids = tokenizer.encode(_user_turn(tokenizer, user_text(message), first=True))
-    n = len(prefix) + len(ids)
-    return _assemble(
-        tokenizer, prefix, prefix_cells, [ids], [np.zeros(n, np.int32)], [np.zeros(n, np.float32)], len(times)
-    )
+    n = len(prefix.ids) + len(ids)
+    return _assemble(tokenizer, prefix, [ids], [np.zeros(n, np.int32)], [np.zeros(n, np.float32)])
 
 
 def token_weight(loss_tokens: int, messages: int, weight: float | None = None) -> float:
@@ -173,22 +180,61 @@ def subtitle_text(subtitles: str | Sequence[tuple[float, float, str]], times: Se
     return "subtitle\n" + "".join(f"{a:.1f} - {b:.1f} {text}\n" for a, b, text in near) if subtitles else ""
 
 
+class _Prefix(NamedTuple):
+    """What questions share: ids, for each the cell or window as in `Example` or -1, and the pictures behind them."""
+
+    ids: list[int]
+    cells: list[int]
+    frames: int
+    images: Sequence[ImageCrops]
+
+
 def _prefix(
     tokenizer: Tokenizer,
     times: Sequence[float] | np.ndarray,
     cells: int,
     subtitles: str | Sequence[tuple[float, float, str]],
-) -> tuple[list[int], list[int]]:
-    """Ids, and for each the cell f * C + c or -1."""
+    images: Sequence[ImageCrops],
+) -> _Prefix:
     ids, where = [tokenizer.bos], [-1]
+    crops = sum(len(image.crops) for image in images)
+    window = (crops + len(times)) * cells
+    for number, image in enumerate(images, 1):
+        label = tokenizer.encode(f"Image {number}") if len(images) > 1 else []
+        block = _image_block(tokenizer, image)
+        ids += label + block
+        where += [-1] * len(label)
+        for token in block:
+            seen = token == tokenizer.ids["<im_patch>"]
+            where.append(window if seen else -1)
+            window += seen
     patch = [tokenizer.ids["<im_patch>"]] * cells
     for f, time in enumerate(times):
         stamp = tokenizer.encode(f"{time:.1f} " if f == 0 else f" {time:.1f} ")
         ids += [*stamp, tokenizer.ids["<frame_start>"], *patch, tokenizer.ids["<frame_end>"]]
-        where += [-1] * (len(stamp) + 1) + list(range(f * cells, (f + 1) * cells)) + [-1]
+        where += [-1] * (len(stamp) + 1) + list(range((crops + f) * cells, (crops + f + 1) * cells)) + [-1]
     text = subtitle_text(subtitles, times)
     tail = tokenizer.encode(_checked(tokenizer, text)) if text else []
-    return ids + tail, where + [-1] * len(tail)
+    return _Prefix(ids + tail, where + [-1] * len(tail), len(times), images)
+
+
+def _image_block(tokenizer: Tokenizer, image: ImageCrops) -> list[int]:
+    """The global crop without ends of rows, then the large picture with them."""
+    patch, end, column = (tokenizer.ids[t] for t in ("<im_patch>", "<im_end>", "<im_col>"))
+    block = [tokenizer.ids["<low_res_im_start>"], *[patch] * image.low, end]
+    if image.grid is None:
+        return block
+    rows, columns = image.grid
+    return [*block, tokenizer.ids["<im_start>"], *([patch] * columns + [column]) * rows, end]
+
+
+def _pooling(images: Sequence[ImageCrops]) -> np.ndarray:
+    """int32 [P, 4]: windows of all images, their crops counted on from one image to the next."""
+    tables, first = [np.zeros((0, POOL[0] * POOL[1]), np.int32)], 0
+    for image in images:
+        tables.append(np.where(image.pooling >= 0, image.pooling + first, -1))
+        first += len(image.crops) * image.patches
+    return np.concatenate(tables).astype(np.int32)
 
 
 def _branch(tokenizer: Tokenizer, message: Message) -> tuple[np.ndarray, np.ndarray]:
@@ -223,28 +269,28 @@ def _checked(tokenizer: Tokenizer, text: str) -> str:
 
 def _assemble(
     tokenizer: Tokenizer,
-    prefix: list[int],
-    prefix_cells: list[int],
+    prefix: _Prefix,
     branches: Sequence[Sequence[int] | np.ndarray],
     targets: Sequence[np.ndarray],
     weights: Sequence[np.ndarray],
-    frames: int,
 ) -> Example:
-    tree = len(branches) > 1
+    tree, start = len(branches) > 1, len(prefix.ids)
     lengths = [len(b) for b in branches]
     segment = [
-        np.full(len(prefix), PREFIX_SEGMENT if tree else 0),
+        np.full(start, PREFIX_SEGMENT if tree else 0),
         *(np.full(n, b if tree else 0) for b, n in enumerate(lengths)),
     ]
-    position = [np.arange(len(prefix)), *(len(prefix) + np.arange(n) for n in lengths)]
-    tokens = np.concatenate([prefix, *branches]).astype(np.int32)
+    position = [np.arange(start), *(start + np.arange(n) for n in lengths)]
+    tokens = np.concatenate([prefix.ids, *branches]).astype(np.int32)
     return Example(
         tokens=tokens,
         targets=np.concatenate(targets).astype(np.int32),
         weights=np.concatenate(weights).astype(np.float32),
-        cells=np.asarray(prefix_cells + [-1] * sum(lengths), np.int32),
+        cells=np.asarray(prefix.cells + [-1] * sum(lengths), np.int32),
         vision=np.isin(tokens, list(tokenizer.vision_ids)),
         segment=np.concatenate(segment).astype(np.int32),
         position=np.concatenate(position).astype(np.int32),
-        frames=frames,
+        frames=prefix.frames,
+        crops=tuple(len(image.crops) for image in prefix.images),
+        pooling=_pooling(prefix.images),
     )

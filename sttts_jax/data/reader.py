@@ -1,4 +1,4 @@
-"""From a record to an example with frames; unusable records are counted, named once and skipped."""
+"""From a record to an example with its pictures; unusable records are counted, named once and skipped."""
 
 import logging
 import threading
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sttts_jax.data.packing import Item, lengths
+from sttts_jax.data.crops import TRAINING_CROPS, ImageCrops, crop_image, read_image
+from sttts_jax.data.packing import NO_IMAGES, Item, lengths
 from sttts_jax.data.prompt import build_example
 from sttts_jax.data.record import Record, RecordError
 from sttts_jax.data.schema import RowShape
@@ -91,9 +92,12 @@ class Reader:
         max_messages: int,
         bad_share: float,
         cache: bool,
+        sampling: str = "molmo2",
+        max_crops: int = TRAINING_CROPS,
     ):
         self._sources, self._names = sources, names
         self._tokenizer, self._shape = tokenizer, shape
+        self._sampling, self._max_crops = sampling, max_crops
         self._max_frames, self._max_fps, self._max_messages = max_frames, max_fps, max_messages
         self._cache = FrameCache() if cache else None
         self.bad = BadRecords(bad_share)
@@ -110,11 +114,12 @@ class Reader:
 
     def _item(self, source: int, index: int, rng: np.random.Generator) -> Item:
         record = self._sources[source][index]
+        images = read_images(record, self._shape, self._max_crops)
         video = None
         if record.video is not None:
             video = self._cache.get((source, index)) if self._cache else None
             if video is None:
-                video = read_video(record, self._shape.size, self._max_frames, self._max_fps)
+                video = read_video(record, self._shape.size, self._max_frames, self._max_fps, self._sampling)
             if self._cache:
                 self._cache.put((source, index), video)
         order = rng.permutation(len(record.messages))[: self._max_messages or None]
@@ -125,19 +130,50 @@ class Reader:
             cells=self._shape.cells,
             subtitles=record.subtitles,
             limit=self._token_limit(0 if video is None else len(video.times)),
+            images=images,
         )
         lengths(example, self._shape)  # raises for an example that no row holds
-        return Item(example, np.zeros((0, *self._shape.size, 3), np.uint8) if video is None else video.frames)
+        pictures = [image.crops for image in images] + ([] if video is None else [video.frames])
+        return Item(example, join_pictures(pictures, self._shape))
 
     def _token_limit(self, frames: int) -> int:
         """Tokens before pruning that shrink to a full row."""
         return self._shape.length + n_drop(frames, self._shape.fraction, self._shape.cells)
 
 
-def read_video(record: Record, size: tuple[int, int], max_frames: int, max_fps: float | None) -> Video:
+def read_video(
+    record: Record, size: tuple[int, int], max_frames: int, max_fps: float | None, sampling: str = "molmo2"
+) -> Video:
     """The sampled frames of a record. Raises VideoError with the record's name."""
     assert record.video is not None
     name = record.id if isinstance(record.video, bytes) else None
     return decode(
-        record.video, max_frames=max_frames, max_fps=max_fps, size=size, start=record.start, end=record.end, name=name
+        record.video,
+        max_frames=max_frames,
+        max_fps=max_fps,
+        size=size,
+        start=record.start,
+        end=record.end,
+        name=name,
+        sampling=sampling,
     )
+
+
+def read_images(record: Record, shape: RowShape, max_crops: int) -> list[ImageCrops]:
+    """The crops of a record's images. Raises RecordError for a bad file, with its name, and where rows of this shape
+    hold no images.
+    """
+    if record.images and not shape.windows:
+        raise RecordError(f"{record.id}: {NO_IMAGES}")
+    images = []
+    for number, image in enumerate(record.images, 1):
+        name = f"{record.id}, image {number}" if isinstance(image, bytes) else None
+        images.append(crop_image(read_image(image, name), shape.size, shape.grid, max_crops))
+    return images
+
+
+def join_pictures(pictures: Sequence[np.ndarray], shape: RowShape) -> np.ndarray:
+    """Crops of images and frames of a video, uint8 [n, h, w, 3]; one array stays as it is."""
+    if len(pictures) == 1:
+        return pictures[0]
+    return np.concatenate([np.zeros((0, *shape.size, 3), np.uint8), *pictures])

@@ -1,4 +1,4 @@
-"""A record: one video (or none) and what is asked about it. Every source yields these."""
+"""A record: one video (or none), images (or none) and what is asked about it. Every source yields these."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +28,8 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """`video` is a path, the bytes of a file, or None for text alone; `start` and `end` cut a clip out of it, in
-    seconds.
+    """`video` is a path, the bytes of a file, or None; `start` and `end` cut a clip out of it, in seconds. `images`,
+    paths or bytes, come before it. Without either the record is text alone.
     """
 
     id: str
@@ -41,3 +41,4 @@ class Record:
         str | tuple[tuple[float, float, str], ...]
     ) = ()  # (start, end, text), seconds within the clip; or plain text
     metadata: dict[str, Any] = field(default_factory=dict)
+    images: tuple[str | bytes, ...] = ()

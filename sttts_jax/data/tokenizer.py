@@ -3,6 +3,7 @@
     tokenizer = Tokenizer.load("qwen3/", base_size=151936)      # tokenizer.json of a Qwen-style model
     tokenizer.ids["<im_patch>"]                                 # 151938
     tokenizer.bos == tokenizer.eos                              # <|im_end|>, as in Molmo2
+    tokenizer.save_hf("out/")                                   # for transformers, added tokens in their places
 
 The vision tokens take the first ids after the `base_size` rows of the embedding table. They never come out of text:
 their names in a question are ordinary characters here, and `prompt` refuses them.
@@ -12,20 +13,18 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+EOS = "<|im_end|>"
 ADDED_TOKENS = (
     *("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<low_res_im_start>", "<|image|>", "<im_low>"),
     *("<frame_start>", "<frame_end>", "<|video|>"),
-    *(
-        "<|point_0|>",
-        "<|point_1|>",
-        "<|point_2|>",
-        "<|point_3|>",
-    ),  # MolmoPoint's four rows, unused here; these names are ours
+    *("<|points|>", "<|token_index|>", "<|vit_index|>", "<|vit_loc|>"),  # MolmoPoint's, unused here
 )
+USED = 10  # of them by Molmo2; the first so many are in every Molmo2 tokenizer
 VISION_TOKENS = (
     "<im_patch>",
     "<im_col>",
@@ -45,9 +44,9 @@ DIGITS_AND_WORDS = (
 class Tokenizer:
     """`base_size` rows of ordinary tokens, then the added ones."""
 
-    def __init__(self, model: tokenizers.Tokenizer, base_size: int, where: str):
+    def __init__(self, model: tokenizers.Tokenizer, base_size: int, where: str, bos_token: str | None = None):
         missing = [t for t in CHAT_TOKENS[1:] if model.token_to_id(t) is None]
-        eos = model.token_to_id("<|im_end|>")
+        eos = model.token_to_id(EOS)
         if missing or eos is None:
             raise ValueError(
                 f"{where}: lacks the chat tokens {', '.join(missing)}; give the tokenizer of a Qwen-style chat model"
@@ -58,17 +57,22 @@ class Tokenizer:
                 f"{where}: has ids up to {max(ordinary)}, so base_size={base_size} is too small; "
                 "give the rows of the embedding table"
             )
+        _check_added(model, base_size, where)
+        bos = eos if bos_token is None else model.token_to_id(bos_token)
+        if bos is None:
+            raise ValueError(f"{where}: lacks its own bos_token {bos_token!r}; correct tokenizer_config.json")
         self.base_size = base_size
         self.ids = {token: base_size + i for i, token in enumerate(ADDED_TOKENS)}
-        self.bos = self.eos = eos
+        self.bos, self.eos = bos, eos
         self._model = model
 
     @classmethod
     def load(cls, directory: str | Path, base_size: int | None = None) -> "Tokenizer":
         """From a directory with tokenizer.json. `base_size` is needed where neither the tokenizer nor a config beside
-        it tells.
+        it tells. A bos_token in tokenizer_config.json begins prompts; without one <|im_end|> does.
 
-        Raises ValueError for a missing or unreadable file, missing chat tokens, or a base_size that does not fit.
+        Raises ValueError for a missing or unreadable file, missing chat tokens, a base_size that does not fit, or
+        vision tokens at other ids than Molmo2's.
         """
         file = Path(directory) / "tokenizer.json"
         if not file.is_file():
@@ -77,7 +81,9 @@ class Tokenizer:
             model = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{file}: cannot be read as a tokenizer ({error})") from error
-        return cls(model, base_size or _base_size(model, Path(directory), str(file)), str(file))
+        bos = _read_json(Path(directory) / SIZE_FILE).get("bos_token")
+        bos = bos.get("content") if isinstance(bos, dict) else bos
+        return cls(model, base_size or _base_size(model, Path(directory), str(file)), str(file), bos)
 
     @property
     def size(self) -> int:
@@ -115,8 +121,54 @@ class Tokenizer:
         """Writes tokenizer.json and the base size; `load` needs nothing else."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         self._model.save(str(Path(directory) / "tokenizer.json"))
-        config = {"base_size": self.base_size, "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+        config = {"base_size": self.base_size, **self._config()}
         (Path(directory) / SIZE_FILE).write_text(json.dumps(config, indent=1))
+
+    def save_hf(self, directory: str | Path) -> None:
+        """Writes what transformers' AutoTokenizer loads, the added tokens at `ids`: as Molmo2 does, dummy tokens fill
+        the ids up to `base_size`. `load` reads it as well.
+        """
+        model = tokenizers.Tokenizer.from_str(self._model.to_str())
+        held = model.get_vocab(with_added_tokens=True)
+        first = max(i for t, i in held.items() if t not in ADDED_TOKENS) + 1
+        wanted = {f"|<EXTRA_TOKENS_{i}>|": first + i for i in range(self.base_size - first)} | self.ids
+        special = [tokenizers.AddedToken(token, special=True, normalized=False) for token in wanted]
+        model.add_special_tokens(special)
+        wrong = [token for token, i in wanted.items() if model.token_to_id(token) != i]
+        if wrong:  # ids of its own that have gaps
+            raise ValueError(
+                f"the tokenizer gives {wrong[0]} the id {model.token_to_id(wrong[0])} instead of {wanted[wrong[0]]}, "
+                "because its vocabulary has gaps; export with the tokenizer files of the source"
+            )
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        model.save(str(Path(directory) / "tokenizer.json"))
+        (Path(directory) / SIZE_FILE).write_text(json.dumps(self._config(), indent=1))
+
+    def _config(self) -> dict[str, str]:
+        """What transformers wants to know beside tokenizer.json."""
+        config = {"eos_token": EOS, "tokenizer_class": "PreTrainedTokenizerFast"}
+        if self._model.token_to_id(CHAT_TOKENS[0]) is not None:
+            config["pad_token"] = CHAT_TOKENS[0]
+        if self.bos != self.eos:
+            config["bos_token"] = str(self._model.id_to_token(self.bos))
+        return config
+
+
+class TextStream:
+    """Ids to text, piece by piece: no piece ends inside of a character. Together they are what all ids give at once."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._held: list[int] = []
+
+    def put(self, ids: Sequence[int], last: bool = False) -> str:
+        """What can be said now; with `last` all that is left, U+FFFD for bytes that are no character."""
+        self._held += ids
+        text = self._tokenizer.decode(self._held)
+        if text.endswith("\ufffd") and not last:
+            return ""
+        self._held = []
+        return text
 
 
 def train_tokenizer(texts: Iterable[str], directory: str | Path, base_size: int) -> Tokenizer:
@@ -146,25 +198,43 @@ def train_tokenizer(texts: Iterable[str], directory: str | Path, base_size: int)
     return tokenizer
 
 
+def _check_added(model: tokenizers.Tokenizer, base_size: int, where: str) -> None:
+    """Raises ValueError where a vision token is in the file, but not where Molmo2's rows of the embedding table are."""
+    places = [model.token_to_id(t) for t in ADDED_TOKENS]
+    if all(place is None for place in places):
+        return
+    wrong = [t for i, t in enumerate(ADDED_TOKENS) if places[i] != base_size + i and (places[i] or i < USED)]
+    if wrong:
+        raise ValueError(
+            f"{where}: its vision tokens are not in Molmo2's order from id {base_size} on (see {', '.join(wrong)}); "
+            "give Molmo2's own tokenizer or one without them"
+        )
+
+
 def _base_size(model: tokenizers.Tokenizer, directory: Path, where: str) -> int:
     """Where the added tokens begin: at their own ids if the file has them, else as a config in the directory says."""
     present = model.token_to_id(ADDED_TOKENS[0])
     if present is not None:
-        wrong = [t for i, t in enumerate(ADDED_TOKENS[:10]) if model.token_to_id(t) != present + i]
-        if wrong:
-            raise ValueError(
-                f"{where}: its vision tokens are not in Molmo2's order (see {', '.join(wrong)}); "
-                "give Molmo2's own tokenizer or one without them"
-            )
         return present
     for name, keys in (
         (SIZE_FILE, ["base_size"]),
         ("config.json", ["text_config", "vocab_size"]),
         ("config.json", ["vocab_size"]),
     ):
-        value = json.loads((directory / name).read_text()) if (directory / name).is_file() else None
+        value: object = _read_json(directory / name)
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, int):
             return value
     raise ValueError(f"{where}: does not say how many rows the embedding table has; give base_size (151936 for Qwen3)")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is no file. Raises ValueError for anything else."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: is not valid JSON ({error}); copy it again") from error
+    return value if isinstance(value, dict) else {}

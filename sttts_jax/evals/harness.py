@@ -141,6 +141,7 @@ class Harness:
                 [[questions.asked[number] for number in group] for group in bucket.groups],
                 max_frames=setting.max_frames,
                 max_fps=setting.max_fps,
+                sampling=subject.data.sampling,
                 rows=self.rows,
                 shard_index=subject.layout.shard_index,
                 shard_count=subject.layout.shard_count,

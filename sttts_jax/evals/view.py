@@ -66,8 +66,16 @@ def view_video(
     """
 
     def sampled(size: tuple[int, int]) -> Video:
-        frames, fps = setting.max_frames, setting.max_fps
-        return decode(video, max_frames=frames, max_fps=fps, size=size, start=start, end=end, name=name)
+        return decode(
+            video,
+            max_frames=setting.max_frames,
+            max_fps=setting.max_fps,
+            sampling=subject.data.sampling,
+            size=size,
+            start=start,
+            end=end,
+            name=name,
+        )
 
     seen, shown = sampled(subject.data.size), sampled(display_size(video, name))
     if kept is None or subject.pruning.scores:

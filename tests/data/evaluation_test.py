@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sttts_jax.data.config import DataConfig, Source
 from sttts_jax.data.evaluation import Asked, EvalBatch, QuestionShape, eval_batches, list_questions
 from sttts_jax.data.prompt import build_prompt
+from sttts_jax.data.record import Message, Record
 from sttts_jax.data.schema import RowShape, check_batch
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.sources.registry import Records, open_source
@@ -124,6 +126,38 @@ def test_a_question_that_cannot_be_asked_leaves_the_others(tokenizer: Tokenizer,
     errors = [m.get("error", "") for m in _facts([batch])]
     assert not errors[0] and "none of the options" in errors[1] and "a question has 96" in errors[2]
     assert not any(m.get("unfit") for m in _facts([batch]))
+
+
+def test_images_come_before_the_video(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A row for a video and its images; what has no room is named, and whether larger rows would help."""
+    video = encode_mp4(np.full((8, 16, 16, 3), 100, np.uint8), 8)
+    Image.fromarray(np.full((20, 50, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    message = (Message("Q", "B", "user_qa"),)
+    records = [
+        Record("both", video, message, images=(str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes())),
+        Record("image", None, message, images=(str(tmp_path / "a.png"),)),
+        Record("gone", None, message, images=(str(tmp_path / "b.png"),)),
+        Record("many", None, message, images=(str(tmp_path / "a.png"),) * 6),
+    ]
+    config = DataConfig(sources=(), max_frames=4, row_length=2600, image_size=54)
+    shape = config.evaluation_shape(crops=10)
+    assert (shape.frames, shape.windows) == (14, 1960)
+    groups = [[Asked(i, 0, i)] for i in range(4)]
+    options = {"max_frames": 4, "max_fps": 2.0, "rows": 4, "max_crops": 1}
+    (batch,) = eval_batches(records, tokenizer, shape, ROOM, groups, **options)
+    check_batch(batch.arrays, shape)
+    assert batch.arrays["frame_item"][0, :8].tolist() == [0, 0, 1, 1, 2, 2, 2, -1]
+    assert batch.arrays["frame_prunable"][0, :8].tolist() == [False] * 4 + [True] * 3 + [False]
+    assert (batch.arrays["frames"][0, :4] == 200).all() and batch.arrays["frames"][0, 4:7].max() < 110
+    assert batch.arrays["frame_item"][1, :3].tolist() == [0, 0, -1]
+    errors = [(m.get("error", ""), m.get("unfit")) for m in _facts([batch])]
+    assert errors[0] == errors[1] == ("", None)
+    assert errors[2][0].endswith("b.png: no such file") and not errors[2][1]
+    assert errors[3][0].startswith("takes 12 crops and a row has 10") and errors[3][1]
+    (batch,) = eval_batches(
+        records[:1], tokenizer, config.evaluation_shape(), ROOM, groups[:1], **{**options, "rows": 1}
+    )
+    assert _facts([batch])[0]["error"] == "both: has images, for which rows have no room; set crops_per_row above 0"
 
 
 def test_a_bad_video_is_marked_and_the_rest_asked(tokenizer: Tokenizer, tmp_path: Path) -> None:

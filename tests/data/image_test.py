@@ -1,5 +1,7 @@
 """The resize against values worked out by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,19 @@ def test_odd_ratio_against_the_formula() -> None:
         assert np.abs(out[i, j] - exact).max() <= 0.5 + 1e-3
 
 
+def test_very_wide_and_very_tall_pictures() -> None:
+    """Columns that are not looked at are cut out first; the result is that of the transposed picture."""
+    wide = np.random.default_rng(0).integers(0, 256, (2, 5000, 3), dtype=np.uint8)
+    across, down = resize(wide, (6, 7)), resize(wide.swapaxes(0, 1), (7, 6))
+    assert np.array_equal(across, down.swapaxes(0, 1))
+    huge = np.broadcast_to(np.asarray([[[1, 2, 3]]], np.uint8), (1, 20_000_000, 3))
+    tracemalloc.start()
+    assert (resize(huge, (300, 300)) == [1, 2, 3]).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e7
+
+
 def test_same_size_is_a_copy_and_nonsense_is_refused() -> None:
     image = _line(1, 2)
     out = resize(image, (1, 2))
@@ -63,3 +78,16 @@ def test_same_size_is_a_copy_and_nonsense_is_refused() -> None:
 
 def test_normalisation() -> None:
     assert normalize(np.asarray([0, 255], np.uint8)).tolist() == [-1, 1]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("shape", [(480, 640), (100, 37), (377, 379), (1080, 1920), (756, 756), (2, 3000)])
+def test_against_torch(shape: tuple[int, int]) -> None:
+    """One level off where the mix lies within float32 noise of a half, nowhere else."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    want = torch.nn.functional.interpolate(x, (378, 378), mode="bilinear", align_corners=False, antialias=False)
+    want = want.round().clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    off = np.abs(resize(picture, (378, 378)).astype(int) - want)
+    assert off.max() <= 1 and (off > 0).mean() <= 1e-4

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sttts_jax.data.crops import crop_image
 from sttts_jax.data.packing import Item, capacities, fill_rate, fill_row, lengths, pack, stack
 from sttts_jax.data.prompt import build_example
 from sttts_jax.data.record import Message, RecordError
@@ -71,6 +72,24 @@ def test_rows_fill_by_pruned_length(tokenizer: Tokenizer) -> None:
     assert sum(len(i.example.tokens) for i in items[:3]) > SHAPE.length
     rows = _rows(items)
     assert len(rows) == 3 and fill_rate(stack(rows), SHAPE)["frames"] == 1
+
+
+def test_rows_with_images_are_packed_by_crops_and_windows(tokenizer: Tokenizer) -> None:
+    """Each image takes 3 crops and 18 windows, so four rows of 6 crops hold eight of them, whatever their frames."""
+    shape = RowShape(24, 8, 400, "0.5", 9, (6, 6), crops=6, windows=60, grid=(6, 6))
+    image = crop_image(np.zeros((6, 10, 3), np.uint8), shape.size, shape.grid, 2, margins=(1, 1))
+    assert image.crops.shape == (3, 6, 6, 3) and len(image.pooling) == 9 + 3 * 5
+    items = []
+    for tag in range(8):
+        frames = tag % 3
+        example = build_example(tokenizer, np.arange(frames), [Message("Q", "B", "user_qa")], cells=9, images=[image])
+        items.append(Item(example, np.full((3 + frames, 6, 6, 3), tag, np.uint8)))
+    source = grain.MapDataset.source(items).to_iter_dataset(grain.ReadOptions(num_threads=0))
+    rows = list(pack(source, shape, 4, seed=0))
+    check_batch(stack(rows), shape)
+    assert len(rows) == 4
+    assert [(row["pooling"][:, 0] >= 0).sum() for row in rows] == [48] * 4
+    assert sorted(int(row["frames"][f, 0, 0, 0]) for row in rows for f in (0,)) == [0, 2, 4, 6]
 
 
 def test_examples_that_fit_no_row_are_refused(tokenizer: Tokenizer) -> None:

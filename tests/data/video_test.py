@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sttts_jax.data.sources.encode import encode_mp4
-from sttts_jax.data.video import VideoError, decode, probe, sample_times
+from sttts_jax.data.video import VideoError, decode, probe, sample_indices, sample_times
 from sttts_jax.data.video_stream import orient
 
 
@@ -42,6 +42,27 @@ def test_sampling_nonsense_is_refused() -> None:
     for arguments in ((1, 0, 2), (1, 4, 0), (-1, 4, 2), (float("nan"), 4, 2)):
         with pytest.raises(ValueError, match="cannot sample"):
             sample_times(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("total", "fps", "max_frames", "count", "last"),
+    [(300, 30, 64, 20, 9.5), (18_000, 30, 384, 384, 598.4), (18_000, 30, 64, 64, 590.6), (10, 1, 64, 10, 9.0)]
+    + [(300, 30, 7, 7, 8.6), (3, 30, 64, 1, 0.0), (40, 2, 8, 8, 17.5), (1, 30, 64, 1, 0.0)],
+)
+def test_sampling_as_in_transformers(total: int, fps: float, max_frames: int, count: int, last: float) -> None:
+    """Molmo2's documented differences: the end is left out, slow videos give every frame."""
+    index = sample_indices(total, total / fps, max_frames, 2)
+    assert len(index) == count and index[0] == 0
+    assert f"{index[-1] / fps:.1f}" == f"{last:.1f}"
+
+
+@given(st.integers(1, 20_000), st.floats(0.5, 240), st.integers(1, 400), st.one_of(st.none(), st.floats(0.1, 30)))
+def test_sample_indices_properties(total: int, fps: float, max_frames: int, max_fps: float | None) -> None:
+    index = sample_indices(total, total / fps, max_frames, max_fps)
+    assert 1 <= len(index) <= min(max_frames, total) and index[0] == 0 and index[-1] < total
+    assert (np.diff(index) > 0).all()
+    if max_fps is not None and fps > max_fps:
+        assert len(index) <= max(len(sample_times(total / fps, max_frames, max_fps)), 1)
 
 
 def _numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -93,6 +114,20 @@ def test_clip_times_start_at_the_clip() -> None:
     assert [_read(f) for f in video.frames] == [30, 35, 40, 45, 50, 52]
     assert decode(data, max_frames=4, max_fps=2, size=None, start=9).duration == pytest.approx(1)
     assert decode(data, max_frames=4, max_fps=2, size=None, end=99).duration == pytest.approx(10)
+
+
+def test_sampling_by_index_in_a_clip() -> None:
+    data = encode_mp4(_numbered(100), 10)
+    options = {"max_frames": 99, "max_fps": 2, "size": None, "sampling": "transformers"}
+    video = decode(data, **options)
+    assert video.times.tolist() == pytest.approx(np.arange(20) / 2)
+    assert [_read(f) for f in video.frames] == list(range(0, 100, 5))
+    video = decode(data, start=3.0, end=5.2, **options)  # 22 frames, int(4.4) of them
+    assert [_read(f) for f in video.frames] == [30, 35, 41, 46]
+    assert video.times.tolist() == pytest.approx([0, 0.5, 1.1, 1.6]) and video.duration == pytest.approx(2.2)
+    assert [_read(f) for f in decode(data, start=9.97, **options).frames] == [99]
+    with pytest.raises(ValueError, match="sampling='best' is unknown; choose one of molmo2, transformers"):
+        decode(data, **{**options, "sampling": "best"})
 
 
 def test_a_late_first_frame_is_time_zero() -> None:

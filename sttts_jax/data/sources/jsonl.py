@@ -4,20 +4,20 @@
      "messages": [{"question": "What falls?", "answer": "a cup", "style": "video_short_answer"}],
      "id": "a", "start": 2.0, "end": 9.5, "subtitles": [[0.0, 1.5, "Hello"]]}
 
-Only `messages` is required; without `video` the record is text alone. Paths are relative to the file. A message may
-also have `options` (list of texts), `family`, `follow_ups` (list of [user, assistant]) and `weight`; `style` is
-"user_qa" where it is missing.
+Only `messages` is required; without `video` or `images` (a list of paths) the record is text alone. Paths are relative
+to the file. A message may also have `options` (list of texts), `family`, `follow_ups` (list of [user, assistant]) and
+`weight`; `style` is "user_qa" where it is missing.
 """
 
 import json
-from typing import Any
+from typing import Any, overload
 
 from etils import epath
 
 from sttts_jax.data.record import Message, Record, RecordError
 from sttts_jax.paths import as_path
 
-RECORD_KEYS = {"video", "messages", "id", "start", "end", "subtitles"}
+RECORD_KEYS = {"video", "images", "messages", "id", "start", "end", "subtitles"}
 MESSAGE_KEYS = {"question", "answer", "style", "options", "family", "follow_ups", "weight"}
 
 
@@ -47,14 +47,21 @@ class JsonlSource:
             raise RecordError(f"{where}: needs `messages`, a list of objects with `question` and `answer`")
         return Record(
             id=str(fields.get("id", where)),
-            video=self._video(fields.get("video")),
+            video=self._path(fields.get("video")),
             messages=tuple(_message(m, where) for m in fields["messages"]),
             start=fields.get("start"),
             end=fields.get("end"),
             subtitles=_subtitles(fields.get("subtitles", ()), where),
+            images=tuple(self._path(path) for path in _paths(fields.get("images", ()), where)),
         )
 
-    def _video(self, path: str | None) -> str | bytes | None:
+    @overload
+    def _path(self, path: str) -> str | bytes: ...
+
+    @overload
+    def _path(self, path: None) -> None: ...
+
+    def _path(self, path: str | None) -> str | bytes | None:
         if path is None:
             return None
         if "://" in path:
@@ -79,6 +86,12 @@ def _message(fields: Any, where: str) -> Message:
         )
     except (TypeError, ValueError) as error:
         raise RecordError(f"{where}: a message has a field of the wrong kind ({error})") from error
+
+
+def _paths(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list | tuple) or not all(isinstance(path, str) and path for path in value):
+        raise RecordError(f"{where}: `images` must be a list of paths")
+    return list(value)
 
 
 def _subtitles(value: Any, where: str) -> str | tuple[tuple[float, float, str], ...]:

@@ -1,0 +1,175 @@
+"""Image files to what Molmo2 sees of them: the picture squashed to one crop, and overlapping crops of a large one.
+
+    image = crop_image(read_image("photo.jpg"), size=(378, 378), grid=(27, 27), max_crops=8)
+    image.crops      # uint8 [n, 378, 378, 3]; crop 0 is the whole picture
+    image.pooling    # int32 [P, 4]: the patches of each window, crop * N + n, -1 for none
+    image.grid       # windows of the large picture, (rows, columns)
+
+The large picture is resized to tiles of 19 patches and a margin of 4 patches around them, so that neighbouring crops of
+27 patches share 8. Each patch of it is taken once, from the crop in whose middle it lies; the patches, stitched to one
+grid again, are pooled 2 x 2.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sttts_jax.data.image import resize
+from sttts_jax.data.record import RecordError
+from sttts_jax.data.schema import POOL
+
+TRAINING_CROPS = 8  # most tiles of an image, beside the global crop
+EVALUATION_CROPS = 24
+MARGINS = (4, 4)  # patches that a crop shares with its neighbours, before and after its own
+MOST_PIXELS = 89_478_485  # a quarter of a GiB decoded: where Pillow, too, begins to suspect an attack
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # nothing that starts another program
+
+
+class ImageError(RecordError):
+    """A file that cannot be used as an image: one sentence, the file's name first."""
+
+
+@dataclass(frozen=True)
+class ImageCrops:
+    """crops uint8 [n, h, w, 3], the global one first; grid of the high-resolution windows (rows, columns), None for the
+    global crop alone; pooling int32 [P, 4], the global crop's windows first, patch crop * N + n or -1; patches N.
+    """
+
+    crops: np.ndarray
+    grid: tuple[int, int] | None
+    pooling: np.ndarray
+    patches: int
+
+    @property
+    def low(self) -> int:
+        """Windows of the global crop."""
+        return len(self.pooling) - (0 if self.grid is None else self.grid[0] * self.grid[1])
+
+
+def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarray:
+    """uint8 [h, w, 3] of a file (path or its bytes), upright as its EXIF says, transparency on white; of several
+    pictures the first. `name` says in errors what the bytes are.
+
+    Colours become RGB as transformers' `convert_to_rgb` does it. Raises ImageError, one sentence with the name and the
+    cause, for whatever is not a whole image of at most MOST_PIXELS.
+    """
+    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    file = io.BytesIO(source) if isinstance(source, bytes) else _existing(Path(source), name)
+    if source == b"":
+        raise ImageError(f"{name}: is empty")
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height <= MOST_PIXELS:
+                return np.array(_rgb(ImageOps.exif_transpose(image)))
+            size = f"{image.width} x {image.height}"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name}: holds more than {MOST_PIXELS:,} pixels; shrink it") from error
+    except Exception as error:  # damaged files make Pillow raise nearly everything
+        known = not isinstance(error, UnidentifiedImageError)
+        cause = " ".join(str(error).split()) if known else f"not one of {', '.join(FORMATS)}"
+        raise ImageError(
+            f"{name}: cannot be read as an image ({cause}); it is damaged, cut short or of another kind"
+        ) from error
+    raise ImageError(f"{name}: holds {size} pixels, more than {MOST_PIXELS:,}; shrink it")
+
+
+def crop_image(
+    image: np.ndarray,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    max_crops: int,
+    margins: tuple[int, int] = MARGINS,
+) -> ImageCrops:
+    """uint8 [h, w, 3] -> its crops of `size` pixels and `grid` patches: the global one and up to `max_crops` tiles.
+
+    0 gives the global crop alone. `margins` in patches, before and after. Raises ValueError where they leave no tile.
+    """
+    if max_crops < 0 or size[0] % grid[0] or size[1] % grid[1]:
+        raise ValueError(
+            f"cannot crop to {size[0]} x {size[1]} pixels in {grid[0]} x {grid[1]} patches, max_crops={max_crops}: "
+            "a patch needs whole pixels, and max_crops must not be negative"
+        )
+    whole, patches = resize(image, size), np.arange(grid[0] * grid[1], dtype=np.int32).reshape(grid)
+    low = pool_windows(patches)
+    if not max_crops:
+        return ImageCrops(whole[None], None, low, patches.size)
+    tile = _tile_pixels(size, grid, margins)
+    rest = (size[0] - tile[0], size[1] - tile[1])
+    tiling = choose_tiling((image.shape[0] - rest[0], image.shape[1] - rest[1]), tile, max_crops)
+    canvas = resize(image, (tiling[0] * tile[0] + rest[0], tiling[1] * tile[1] + rest[1]))
+    corners = [(tile[0] * i, tile[1] * j) for i in range(tiling[0]) for j in range(tiling[1])]
+    crops = np.stack([whole, *(canvas[y : y + size[0], x : x + size[1]] for y, x in corners)])
+    stitched = _stitch(tiling, grid, margins) + patches.size
+    high = pool_windows(stitched)
+    rows, cols = (-(-n // p) for n, p in zip(stitched.shape, POOL, strict=True))
+    return ImageCrops(crops, (rows, cols), np.concatenate([low, high]), patches.size)
+
+
+def choose_tiling(room: tuple[int, int], tile: tuple[int, int], max_crops: int) -> tuple[int, int]:
+    """(rows, columns) of tiles, at most `max_crops`: the smallest enlargement with which the tiles cover `room` pixels,
+    else the least reduction; of equals the fewest tiles, then the fewest rows.
+
+    `room` is the image less the margins, and may be negative. float32 as in Molmo2, so that ties are the same.
+    """
+    sides = range(1, max_crops + 1)
+    tilings = sorted(((i, j) for i in sides for j in sides if i * j <= max_crops), key=lambda t: (t[0] * t[1], t[0]))
+    with np.errstate(divide="ignore"):
+        scale = (np.asarray(tilings, np.float32) * np.asarray(tile, np.float32) / np.asarray(room, np.float32)).min(1)
+    if (scale < 1).all():
+        return tilings[int(scale.argmax())]
+    return tilings[int(np.where(scale < 1, np.float32(1e10), scale).argmin())]
+
+
+def pool_windows(index: np.ndarray) -> np.ndarray:
+    """int32 [rows, cols] patch indices -> [P, 4], windows of 2 x 2, row-major inside and over them.
+
+    An odd side gets one more line of -1 at its end.
+    """
+    (a, b), (height, width) = POOL, index.shape
+    down, across = -height % a, -width % b
+    padded = np.pad(
+        index, ((down // 2, down - down // 2), (across // 2, across - across // 2)), constant_values=np.int32(-1)
+    )
+    rows, cols = padded.shape[0] // a, padded.shape[1] // b
+    return padded.reshape(rows, a, cols, b).transpose(0, 2, 1, 3).reshape(rows * cols, a * b)
+
+
+def _tile_pixels(size: tuple[int, int], grid: tuple[int, int], margins: tuple[int, int]) -> tuple[int, int]:
+    if min(margins) < 0 or min(grid) <= sum(margins):
+        raise ValueError(
+            f"a crop of {grid[0]} x {grid[1]} patches has none left between margins of {margins[0]} and {margins[1]}; "
+            "set max_crops=0 for the global crop alone"
+        )
+    inner = [n - sum(margins) for n in grid]
+    return inner[0] * size[0] // grid[0], inner[1] * size[1] // grid[1]
+
+
+def _stitch(tiling: tuple[int, int], grid: tuple[int, int], margins: tuple[int, int]) -> np.ndarray:
+    """int32 [rows, cols] of the large picture: the patch tile * N + n that shows each of its patches."""
+    index = np.arange(np.prod(tiling) * np.prod(grid), dtype=np.int32).reshape(*tiling, *grid)
+
+    def own(place: int, axis: int) -> slice:
+        return slice(margins[0] if place else 0, grid[axis] - (margins[1] if place < tiling[axis] - 1 else 0))
+
+    return np.block([[index[i, j, own(i, 0), own(j, 1)] for j in range(tiling[1])] for i in range(tiling[0])])
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _existing(path: Path, name: str) -> Path:
+    if not path.exists():
+        raise ImageError(f"{name}: no such file")
+    if not path.is_file():
+        raise ImageError(f"{name}: is not a file")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{name}: is empty")
+    return path

@@ -1,0 +1,109 @@
+"""Subtitle files to lines with times: SubRip (.srt) and WebVTT (.vtt).
+
+    lines = read_subtitles("talk.srt")                       # ((1.0, 2.5, "Hello."), ..), by start
+    lines = cut_subtitles(lines, start=60, end=90)           # of that clip, in seconds from its start
+
+Written for the files that exist, not for the standards: a byte order mark, CRLF, hours left out, comma or dot before
+the milliseconds, cue numbers and settings, styles and notes, tags, cues out of order or on top of each other.
+"""
+
+import html
+import html.entities
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sttts_jax.data.record import RecordError
+
+SUFFIXES = (".srt", ".vtt")
+Line = tuple[float, float, str]  # start and end in seconds, text
+
+_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,6}))?"
+_ARROW = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
+# Tags of both formats; anything else in angle brackets is text.
+_TAG = re.compile(r"</?(?:b|i|u|s|c|v|br|font|lang|ruby|rt|span)(?:[\s./][^<>]*)?>|<\d[\d:.]*>", re.IGNORECASE)
+_OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # {\an8}: a place on the screen, which SubRip took from another format
+_ENTITY = re.compile(r"&(?:#\d+|#x[\da-fA-F]+|[a-zA-Z]+);")
+
+
+def read_subtitles(path: str | Path) -> tuple[Line, ...]:
+    """The cues of a file, by start; the lines of a cue joined with blanks, tags and cues without text left out.
+
+    Raises RecordError, one sentence with the file (and the line), for a missing file, another format or encoding than
+    UTF-8, times that cannot be read, a cue that ends before it starts, and a file without cues.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise RecordError(f"{file}: subtitles must be in a file that ends in {' or '.join(SUFFIXES)}")
+    if not file.is_file():
+        raise RecordError(f"{file}: no such file")
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"{file}: is not UTF-8 (byte {error.start}); convert it, as with iconv -f latin1 -t utf-8"
+        ) from None
+    lines = sorted(_cues(text, str(file)), key=lambda line: line[:2])
+    if not lines:
+        raise RecordError(f"{file}: holds no subtitles with times (lines such as 00:00:01,000 --> 00:00:02,500)")
+    return tuple(lines)
+
+
+def cut_subtitles(lines: Sequence[Line], start: float | None = None, end: float | None = None) -> tuple[Line, ...]:
+    """The lines that are on screen in the clip [start, end), cut to it, in seconds from its start."""
+    begin, finish = start or 0.0, float("inf") if end is None else end
+    inside = [line for line in lines if line[0] < finish and line[1] >= begin]
+    return tuple((max(a, begin) - begin, min(b, finish) - begin, text) for a, b, text in inside)
+
+
+def _cues(text: str, where: str) -> Iterator[Line]:
+    # Not splitlines: it also splits at characters that may stand inside of a text, such as form feeds.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    starts = [number for number, line in enumerate(lines) if _is_timing(line, where, number)]
+    for first, following in itertools.pairwise([*starts, len(lines)]):
+        match = _ARROW.fullmatch(lines[first])
+        assert match is not None
+        begin, end = _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
+        if end < begin:
+            raise RecordError(f"{where}: line {first + 1}: the subtitle ends before it starts; correct its times")
+        spoken = _clean(_body(lines[first + 1 : following], more=following < len(lines)))
+        if spoken:
+            yield begin, end, spoken
+
+
+def _is_timing(line: str, where: str, number: int) -> bool:
+    if "-->" not in line:
+        return False
+    if _ARROW.fullmatch(line):
+        return True
+    if re.match(r"\s*[-\d]", line):
+        raise RecordError(
+            f"{where}: line {number + 1}: the times {line.strip()[:60]!r} cannot be read; write 00:00:01,000 --> "
+            "00:00:02,500"
+        )
+    return False  # an arrow in a text
+
+
+def _body(lines: Sequence[str], more: bool) -> list[str]:
+    """Lines up to the first empty one; without any, less the number of the cue that follows."""
+    ends = [number for number, line in enumerate(lines) if not line.strip()]
+    if ends:
+        return list(lines[: ends[0]])
+    return list(lines[:-1] if more and lines and lines[-1].strip().isdigit() else lines)
+
+
+def _clean(lines: Sequence[str]) -> str:
+    text = _OVERRIDE.sub("", _TAG.sub("", " ".join(lines)))
+    return " ".join(_ENTITY.sub(_character, text).split())
+
+
+def _character(match: re.Match[str]) -> str:
+    """Of &amp; or &#38;; a name that is none stays, where html.unescape would take the start of it for one."""
+    known = match.group().startswith("&#") or match.group()[1:] in html.entities.html5
+    return html.unescape(match.group()) if known else match.group()
+
+
+def _seconds(groups: Sequence[str | None]) -> float:
+    hours, minutes, seconds, fraction = groups
+    return int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0) + float(f"0.{fraction or 0}")

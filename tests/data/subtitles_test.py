@@ -1,0 +1,122 @@
+"""Subtitle files as they are found, and their cut to a clip."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sttts_jax.data.record import RecordError
+from sttts_jax.data.subtitles import cut_subtitles, read_subtitles
+
+SRT = """1
+00:00:01,000 --> 00:00:02,500
+Hello, <i>world</i>.
+
+2
+00:00:03,250 --> 00:00:04,000  X1:100 X2:200
+{\\an8}<font color="#ffffff">Two</font>
+lines
+"""
+VTT = """WEBVTT - a talk
+
+STYLE
+::cue { color: red }
+
+NOTE a note --
+over lines
+
+intro
+00:01.000 --> 00:02.500 align:start position:10%
+<v Ann>Hello, <b.loud>world</b>.
+
+01:00:03.25 --> 01:00:04.000
+<00:00:03.500>A &amp; B &lt;i&gt; &notanentity;
+"""
+
+
+def _read(folder: Path, text: str | bytes, name: str = "a.srt") -> tuple[tuple[float, float, str], ...]:
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_subtitles(folder / name)
+
+
+def test_subrip(tmp_path: Path) -> None:
+    expected = ((1.0, 2.5, "Hello, world."), (3.25, 4.0, "Two lines"))
+    assert _read(tmp_path, SRT) == expected
+    for changed in (SRT.replace("\n", "\r\n"), SRT.replace("\n", "\r"), "\ufeff" + SRT, SRT.rstrip(), "\n\n" + SRT):
+        assert _read(tmp_path, changed) == expected
+    assert _read(tmp_path, SRT.replace(",", ".").replace("00:00:0", "0:0")) == (
+        (1.0, 2.5, "Hello. world."),
+        expected[1],
+    )
+
+
+def test_webvtt(tmp_path: Path) -> None:
+    lines = _read(tmp_path, VTT, "a.VTT")
+    assert lines == ((1.0, 2.5, "Hello, world."), (3603.25, 3604.0, "A & B <i> &notanentity;"))
+
+
+def test_sloppy_files(tmp_path: Path) -> None:
+    """No empty lines between cues, cues out of order, on top of each other, without text; arrows and numbers."""
+    text = (
+        "7\n00:10 --> 00:12\nlate\n8\n00:00:05,5 --> 00:00:11\nearly\n9\n00:11 --> 00:11\n\n10\n00:13 --> 00:14\n"
+        "a --> b\n\n11\n00:15 --> 00:16\n42\n\n12\n00:17 --> 00:18\n1999\n"
+    )
+    expected = (5.5, 11.0, "early"), (10.0, 12.0, "late"), (13.0, 14.0, "a --> b"), (15.0, 16.0, "42")
+    assert _read(tmp_path, text) == (*expected, (17.0, 18.0, "1999"))
+
+
+def test_only_known_tags_are_taken_out(tmp_path: Path) -> None:
+    (line,) = _read(tmp_path, "00:01 --> 00:02\nx <y and z> w, 1 < 2 <im_patch> <|im_end|> <br/>é\x0cf\n")
+    assert line[2] == "x <y and z> w, 1 < 2 <im_patch> <|im_end|> é f"
+
+
+def test_a_clip(tmp_path: Path) -> None:
+    lines = ((0.0, 4.0, "a"), (4.0, 6.0, "b"), (7.0, 9.0, "c"), (10.0, 11.0, "d"))
+    assert cut_subtitles(lines) == lines
+    assert cut_subtitles(lines, 5, 10) == ((0.0, 1.0, "b"), (2.0, 4.0, "c"))
+    assert cut_subtitles(lines, None, 5) == ((0.0, 4.0, "a"), (4.0, 5.0, "b"))
+    assert cut_subtitles(lines, 20) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("a.txt", b"", "must be in a file that ends in .srt or .vtt"),
+        ("a.srt", "00:01 --> 00:02\né".encode("latin1"), "is not UTF-8 .byte 16.; convert it"),
+        ("a.srt", SRT.encode("utf-16"), "is not UTF-8"),
+        ("a.srt", b"nothing here\n", "holds no subtitles with times"),
+        ("a.vtt", b"WEBVTT\n\n00:01.000 -> 00:02.000\ntext\n", "holds no subtitles with times"),
+        ("a.srt", b"1\n00:00:01;000 --> 00:00:02,000\ntext\n", "line 2: the times '00:00:01;000 --> .* cannot be read"),
+        ("a.srt", b"1\n-00:00:01,000 --> 00:00:02,000\ntext\n", "line 2: the times"),
+        ("a.srt", b"1\n00:00:03,000 --> 00:00:02,000\ntext\n", "line 2: the subtitle ends before it starts"),
+    ],
+)
+def test_unusable_files_are_one_sentence(tmp_path: Path, name: str, content: bytes, cause: str) -> None:
+    with pytest.raises(RecordError, match=cause) as error:
+        _read(tmp_path, content, name)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="a.srt: no such file"):
+        read_subtitles(tmp_path / "a.srt")
+
+
+_TIMES = st.integers(0, 40_000_000)  # milliseconds
+
+
+@given(
+    st.lists(st.tuples(_TIMES, _TIMES, st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)), min_size=1)
+)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, cues: list[tuple[int, int, str]]) -> None:
+    def stamp(ms: int) -> str:
+        return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"
+
+    cues = [(min(a, b), max(a, b), "w" + text.translate({ord(c): "x" for c in "<&{"})) for a, b, text in cues]
+    blocks = [f"{n}\n{stamp(a)} --> {stamp(b)}\n{text}\n" for n, (a, b, text) in enumerate(cues)]
+    lines = _read(tmp_path_factory.mktemp("srt"), "\n".join(blocks))
+    expected = sorted(((a / 1000, b / 1000, text) for a, b, text in cues), key=lambda line: line[:2])
+    assert [text for *_, text in lines] == [text for *_, text in expected]
+    for got, wanted in zip(lines, expected, strict=True):
+        assert got[:2] == pytest.approx(wanted[:2], abs=1e-9)
