@@ -23,6 +23,7 @@ QKV = "qkv"
 PATCH_IN = "patch_in"
 POSITION = "position"
 SCORER_MLP = "scorer_mlp"
+LORA = "lora"
 
 # Activations.
 ACT_BATCH = "act_batch"
@@ -37,7 +38,7 @@ ACT_HEAD_DIM = "act_head_dim"
 ACT_MLP = "act_mlp"
 ACT_VOCAB = "act_vocab"
 
-PARAMETER_AXES = (LAYERS, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, QKV, PATCH_IN, POSITION, SCORER_MLP)
+PARAMETER_AXES = (LAYERS, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, QKV, PATCH_IN, POSITION, SCORER_MLP, LORA)
 ACTIVATION_AXES = (
     ACT_BATCH,
     ACT_FRAMES,

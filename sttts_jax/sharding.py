@@ -30,6 +30,7 @@ RULES: dict[str, tuple[str, ...]] = {
     dims.PATCH_IN: (),
     dims.POSITION: (),
     dims.SCORER_MLP: ("tensor",),
+    dims.LORA: (),
     # activations
     dims.ACT_BATCH: ("data", "fsdp"),
     dims.ACT_FRAMES: ("sequence",),

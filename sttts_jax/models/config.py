@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal, Self
 
+from sttts_jax.models.lora import LoraConfig
+
 PositiveFields = tuple[str, ...]
 
 
@@ -79,6 +81,18 @@ class VitConfig:
                 f"VitConfig.prune_after is {self.prune_after}; a block must follow it, so use 0..{self.layers - 2}."
             )
         return self
+
+
+def cuts(cfg: VitConfig) -> tuple[tuple[int, int], ...]:
+    """Segments (first block, one past the last) of the ViT's parameter stacks."""
+    p = cfg.prune_after + 1
+    edges = sorted({0, p, p + 1, cfg.layers} | {layer + 1 for layer in cfg.feature_layers})
+    return tuple(zip(edges[:-1], edges[1:], strict=True))
+
+
+def stack_name(first: int, end: int) -> str:
+    """Name of a segment in the parameter tree; both block numbers inclusive."""
+    return f"blocks_{first:02d}_{end - 1:02d}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +174,22 @@ class LlmConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VlmConfig:
-    """The three parts of a video language model."""
+    """The three parts of a video language model; `lora`: low-rank additions to the projections of two of them."""
 
     vit: VitConfig
     connector: ConnectorConfig
     llm: LlmConfig
+    lora: LoraConfig | None = None
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int, int]]:
+        """{name: (layers, inputs, outputs)} of every stacked matrix that LoRA can add to."""
+        found = {f"llm/blocks/{name}": (self.llm.layers, *sides) for name, sides in _llm_sides(self.llm).items()}
+        for first, end in cuts(self.vit):
+            if first <= max(self.vit.feature_layers):  # later blocks do not exist
+                stack = stack_name(first, end)
+                found |= {f"vit/{stack}/{name}": (end - first, *sides) for name, sides in _vit_sides(self.vit).items()}
+        return found
 
     def check(self) -> Self:
         """Raises ValueError with one sentence if a part, or two parts together, cannot be built."""
@@ -173,4 +198,27 @@ class VlmConfig:
         self.llm.check()
         if not math.isfinite(self.llm.rope_theta):
             raise ValueError(f"LlmConfig.rope_theta is {self.llm.rope_theta}; it must be finite.")
+        if self.lora is not None:
+            self.lora.check(self.projections)
         return self
+
+
+def _llm_sides(cfg: LlmConfig) -> dict[str, tuple[int, int]]:
+    heads, kv = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
+    return {
+        "q": (cfg.width, heads),
+        "kv": (cfg.width, 2 * kv),
+        "out": (heads, cfg.width),
+        "gate_up": (cfg.width, 2 * cfg.mlp),
+        "down": (cfg.mlp, cfg.width),
+    }
+
+
+def _vit_sides(cfg: VitConfig) -> dict[str, tuple[int, int]]:
+    heads = cfg.heads * cfg.head_dim
+    return {
+        "qkv": (cfg.width, 3 * heads),
+        "out": (heads, cfg.width),
+        "fc1": (cfg.width, cfg.mlp),
+        "fc2": (cfg.mlp, cfg.width),
+    }

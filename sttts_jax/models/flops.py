@@ -170,10 +170,20 @@ def scorer_parameters(cfg: VitConfig) -> int:
 
 
 def parameter_counts(cfg: VlmConfig) -> dict[str, int]:
-    """Parameters by part: vit, scorer, connector, llm."""
-    return {
+    """Parameters by part: vit, scorer, connector, llm, and lora (what it adds to vit and llm) if there is any."""
+    counts = {
         "vit": vit_parameters(cfg.vit),
         "scorer": scorer_parameters(cfg.vit),
         "connector": connector_parameters(cfg.connector, cfg.vit.feature_width, cfg.llm.width),
         "llm": llm_parameters(cfg.llm),
     }
+    return counts if cfg.lora is None else {**counts, "lora": lora_parameters(cfg)}
+
+
+def lora_parameters(cfg: VlmConfig) -> int:
+    """Parameters of the low-rank factors: rank times both sides of every target."""
+    if cfg.lora is None:
+        return 0
+    sizes = cfg.projections
+    targets = [sizes[name] for name in sizes if cfg.lora.adapts(name)]
+    return sum(layers * cfg.lora.rank * (inputs + outputs) for layers, inputs, outputs in targets)

@@ -16,6 +16,7 @@ from sttts_jax import dims
 from sttts_jax.dims import ACT_BATCH, ACT_EMBED, ACT_HEAD_DIM, ACT_HEADS, ACT_KV_HEADS, ACT_LENGTH, ACT_MLP
 from sttts_jax.models.cache import KvCache, write_layer
 from sttts_jax.models.config import LlmConfig
+from sttts_jax.models.lora import Adapters, LoraConfig
 from sttts_jax.ops.attention import RowRule, RowsPlan, attend_rows, plan_rows
 from sttts_jax.ops.init import Initializer, fan_in, ones, rows
 from sttts_jax.ops.norm import rms_norm
@@ -32,6 +33,7 @@ class LlmBlock(nn.Module):
 
     cfg: LlmConfig
     dtype: Any
+    adapters: Adapters = Adapters()
 
     def _param(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         value = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
@@ -83,7 +85,9 @@ class LlmBlock(nn.Module):
         kv_kernel = self._param("kv", fan_in(1), kv_shape, (dims.EMBED, dims.QKV, *kv_axes))
         out_kernel = self._param("out", fan_in(2), (c.heads, c.head_dim, c.width), (*q_axes, dims.EMBED))
         q = jnp.einsum("bse,ehd->bshd", x, q_kernel)
+        q = self.adapters.add(self, "q", q, x, (dims.EMBED, *q_axes))
         both = jnp.einsum("bse,ethd->bsthd", x, kv_kernel)
+        both = self.adapters.add(self, "kv", both, x, (dims.EMBED, dims.QKV, *kv_axes))
         k, v = both[:, :, 0], both[:, :, 1]
         if c.qk_norm == "head":
             q = self._norm(q, "q_norm", (c.head_dim,), (dims.HEAD_DIM,))
@@ -100,17 +104,20 @@ class LlmBlock(nn.Module):
             k_buffer, k = write_layer(kv[0], index, length, k)
             v_buffer, v = write_layer(kv[1], index, length, v)
             kv = (k_buffer, v_buffer)
-        out = attend_rows(q, k, v, plan)
-        return jnp.einsum("bshd,hde->bse", out, out_kernel), kv
+        heads = attend_rows(q, k, v, plan)
+        out = jnp.einsum("bshd,hde->bse", heads, out_kernel)
+        return self.adapters.add(self, "out", out, heads, (*q_axes, dims.EMBED), inputs=2), kv
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         c = self.cfg
         gate_up = self._param("gate_up", fan_in(1), (c.width, 2, c.mlp), (dims.EMBED, dims.QKV, dims.MLP))
         down = self._param("down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED))
         both = jnp.einsum("bse,etm->bstm", x, gate_up)
+        both = self.adapters.add(self, "gate_up", both, x, (dims.EMBED, dims.QKV, dims.MLP))
         hidden = jax.nn.silu(both[:, :, 0]) * both[:, :, 1]
         hidden = constrain(hidden, ACT_BATCH, ACT_LENGTH, ACT_MLP)
-        return jnp.einsum("bsm,me->bse", hidden, down)
+        out = jnp.einsum("bsm,me->bse", hidden, down)
+        return self.adapters.add(self, "down", out, hidden, (dims.MLP, dims.EMBED))
 
 
 class Llm(nn.Module):
@@ -118,7 +125,7 @@ class Llm(nn.Module):
 
     Parameters: embedding [Y, E], new_embedding [extra, E], final_norm [E], head [Y, E] (only if not tied), and in
     `blocks`, each with a leading L: q [E, H, d], kv [E, 2, Hkv, d], out [H, d, E], q_norm and k_norm ([d], or [H, d]
-    and [Hkv, d] for qk_norm "full"), gate_up [E, 2, M], down [M, E], attn_norm and mlp_norm [E].
+    and [Hkv, d] for qk_norm "full"), gate_up [E, 2, M], down [M, E], attn_norm and mlp_norm [E]; and what `lora` adds.
 
     `dtype` is the compute dtype, `remat` a name of `ops.remat`, `attention` and `query_block` go to `plan_rows`;
     `scan=False` unrolls the layers over the same stacked parameters.
@@ -130,6 +137,7 @@ class Llm(nn.Module):
     attention: str = "xla"
     query_block: int = 512
     scan: bool = True
+    lora: LoraConfig | None = None
 
     def setup(self) -> None:
         c = self.cfg.check()
@@ -155,7 +163,7 @@ class Llm(nn.Module):
             length=c.layers,
             unroll=1 if self.scan else c.layers,
             metadata_params={nn.PARTITION_NAME: dims.LAYERS},
-        )(c, self.dtype)
+        )(c, self.dtype, Adapters(self.lora, "llm/blocks"))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int [...] -> `dtype` [..., E]. Ids from `vocab` on are the extra rows, a parameter of their own."""

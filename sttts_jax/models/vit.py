@@ -21,6 +21,9 @@ import jax.numpy as jnp
 
 from sttts_jax import dims
 from sttts_jax.models.config import VitConfig
+from sttts_jax.models.config import cuts as cuts
+from sttts_jax.models.config import stack_name as stack_name
+from sttts_jax.models.lora import Adapters, LoraConfig
 from sttts_jax.models.vit_block import Block, Layout, dense
 from sttts_jax.ops.attention import STREAM_KERNELS
 from sttts_jax.ops.remat import remat_policy
@@ -46,18 +49,6 @@ class VitOutput(NamedTuple):
     kept: Kept
     logits: jax.Array | None
     scored: jax.Array
-
-
-def cuts(cfg: VitConfig) -> tuple[tuple[int, int], ...]:
-    """Segments (first block, one past the last) of the parameter stacks."""
-    p = cfg.prune_after + 1
-    edges = sorted({0, p, p + 1, cfg.layers} | {layer + 1 for layer in cfg.feature_layers})
-    return tuple(zip(edges[:-1], edges[1:], strict=True))
-
-
-def stack_name(first: int, end: int) -> str:
-    """Name of a segment in the parameter tree; both block numbers inclusive."""
-    return f"blocks_{first:02d}_{end - 1:02d}"
 
 
 def whole_frames(grid: CellGrid, shape: tuple[int, ...], attention: str) -> FrameLayout:
@@ -86,6 +77,7 @@ class Vit(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention: str = "xla"
+    lora: LoraConfig | None = None
 
     def setup(self) -> None:
         c = self.cfg
@@ -97,11 +89,11 @@ class Vit(nn.Module):
         self.patch_embedding = dense(c.width, -1, patch_axes, 1, self.dtype, "patch_embedding", gain=6.0)
         self.position_embedding = self.param("position_embedding", position, (self.grid.patches, c.width))
         for first, end in cuts(c):
-            setattr(self, stack_name(first, end), self._stack(end - first))
+            setattr(self, stack_name(first, end), self._stack(stack_name(first, end), end - first))
         if self.prune.scores:
             self.scorer = Scorer(c.heads, c.head_dim, c.mlp, self.prune.across_items, self.dtype)
 
-    def _stack(self, length: int) -> nn.Module:
+    def _stack(self, name: str, length: int) -> nn.Module:
         policy = remat_policy(self.remat)
         block = Block if policy is None else nn.remat(Block, prevent_cse=False, policy=policy)
         scanned = nn.scan(
@@ -112,7 +104,7 @@ class Vit(nn.Module):
             length=length,
             metadata_params={nn.PARTITION_NAME: dims.LAYERS},
         )
-        return scanned(self.cfg, self.dtype)
+        return scanned(self.cfg, self.dtype, Adapters(self.lora, f"vit/{name}"))
 
     def __call__(self, patches: jax.Array, rows: FrameRows, capacity: int, rng: jax.Array | None = None) -> VitOutput:
         """patches [B, F, C, W, P] normalised, window-major; rows [B, F]; `capacity` K; `rng` only for "random"."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sttts_jax import dims
 from sttts_jax.models.config import VitConfig
+from sttts_jax.models.lora import Adapters
 from sttts_jax.ops.norm import layer_norm
 from sttts_jax.sharding import constrain
 
@@ -66,6 +67,7 @@ class Block(nn.Module):
 
     cfg: VitConfig
     dtype: jnp.dtype = jnp.float32
+    adapters: Adapters = Adapters()
 
     @nn.compact
     def __call__(self, x: jax.Array, layout: Layout) -> tuple[jax.Array, None]:
@@ -73,13 +75,19 @@ class Block(nn.Module):
         c = self.cfg
         y = LayerNorm(c.norm_eps, name="norm1")(x)
         names = (dims.EMBED, dims.QKV, dims.HEADS, dims.HEAD_DIM)
-        qkv = dense((3, c.heads, c.head_dim), -1, names, 3, self.dtype, "qkv")(y)
+        qkv = self._project(y, "qkv", (3, c.heads, c.head_dim), names)
         y = layout.attend(_by_batch(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))
-        x = x + dense(c.width, (-2, -1), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), 1, self.dtype, "out")(y)
+        x = x + self._project(y, "out", (c.width,), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), inputs=2)
         y = LayerNorm(c.norm_eps, name="norm2")(x)
-        y = nn.gelu(dense(c.mlp, -1, (dims.EMBED, dims.MLP), 1, self.dtype, "fc1")(y), approximate=True)
-        y = dense(c.width, -1, (dims.MLP, dims.EMBED), 1, self.dtype, "fc2")(_by_batch(y, dims.ACT_MLP))
+        y = nn.gelu(self._project(y, "fc1", (c.mlp,), (dims.EMBED, dims.MLP)), approximate=True)
+        y = self._project(_by_batch(y, dims.ACT_MLP), "fc2", (c.width,), (dims.MLP, dims.EMBED))
         return _by_batch(x + y, dims.ACT_EMBED), None
+
+    def _project(
+        self, x: jax.Array, name: str, features: tuple[int, ...], names: tuple[str, ...], inputs: int = 1
+    ) -> jax.Array:
+        y = dense(features, tuple(range(-inputs, 0)), names, len(features), self.dtype, name)(x)
+        return self.adapters.add(self, name, y, x, names, inputs)
 
 
 def _by_batch(x: jax.Array, *last: str) -> jax.Array:

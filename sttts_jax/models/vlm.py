@@ -74,9 +74,9 @@ class Vlm(nn.Module):
     def setup(self) -> None:
         c = self.cfg
         self.grid = CellGrid(c.vit.grid, c.vit.cell)
-        self.vit = Vit(c.vit, self.prune, self.dtype, self.remat, self.attention)
+        self.vit = Vit(c.vit, self.prune, self.dtype, self.remat, self.attention, c.lora)
         self.connector = Connector(c.connector, c.llm.width, self.dtype)
-        self.llm = Llm(c.llm, self.dtype, self.remat, self.attention)
+        self.llm = Llm(c.llm, self.dtype, self.remat, self.attention, lora=c.lora)
 
     def __call__(
         self, batch: Batch, rng: jax.Array | None = None, deterministic: bool = True

@@ -15,6 +15,8 @@ class PruneConfig:
 
     method              "scorer" (STTS), "random", "easy", "reference_tracking"; "soft_only" (bias, no drop); "none"
     fraction            share of cells removed, a decimal such as "0.5"; text, so that it is exact
+    fractions           training only: shares of which each step draws one, () for always `fraction`; so one checkpoint
+                        serves every share, and evaluation still takes `fraction`
     packing             "staircase" (exact stream, the default) or "bins" (the paper's)
     refill              bins only: a frame alone in its bin gets its dropped patches back as context (authors' code)
     rescale             how scores become a bias: see `bias.soft_bias`
@@ -26,6 +28,7 @@ class PruneConfig:
 
     method: str = "scorer"
     fraction: str = "0.5"
+    fractions: tuple[str, ...] = ()
     packing: str = "staircase"
     refill: bool = False
     rescale: str = "affine"
@@ -33,6 +36,10 @@ class PruneConfig:
     aux_weight: float = 0.5
     aux_stop_gradient: bool = False
     positions: str = "dense"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fractions, list | tuple):
+            object.__setattr__(self, "fractions", tuple(str(k) for k in self.fractions))
 
     def check(self) -> "PruneConfig":
         """Raises ValueError with one sentence; returns self."""
@@ -45,6 +52,7 @@ class PruneConfig:
             if value not in known:
                 raise ValueError(f"pruning.{name}={value!r} is unknown; choose one of {', '.join(known)}")
         as_fraction(self.fraction)
+        self._check_fractions()
         if self.refill and self.packing != "bins":
             raise ValueError(
                 "pruning.refill=True needs pruning.packing='bins'; the staircase never lets pruned patches back in"
@@ -52,6 +60,19 @@ class PruneConfig:
         if self.aux_weight < 0:
             raise ValueError(f"pruning.aux_weight={self.aux_weight} must not be negative")
         return self
+
+    def _check_fractions(self) -> None:
+        if not isinstance(self.fractions, tuple):
+            raise ValueError(f"pruning.fractions={self.fractions!r} must be a list such as ('0.3', '0.5')")
+        if not self.fractions:
+            return
+        if self.method in ("none", "soft_only"):
+            raise ValueError(
+                f"pruning.fractions has no meaning for pruning.method={self.method!r}, which removes nothing; "
+                "leave it empty"
+            )
+        if len({as_fraction(k) for k in self.fractions}) < len(self.fractions):
+            raise ValueError(f"pruning.fractions={self.fractions} names a share twice; leave one of them out")
 
     @property
     def scores(self) -> bool:

@@ -36,22 +36,20 @@ class Clock:
 
     with clock.measure("data"): batch = next(batches)
     ...
-    clock.tick(tokens=..., frames=...)     # once a step
+    clock.tick(tokens=..., frames=..., flops=...)     # once a step
     if log: metrics |= clock.report()      # rates since the last report
 
-    flops_per_step: of the whole run, all devices, from the analytic count; peak: FLOP/s of all devices together, or
-    None.
+    peak: FLOP/s of all devices together, or None.
     """
 
-    def __init__(
-        self, flops_per_step: float = 0.0, peak: float | None = None, now: Callable[[], float] = time.perf_counter
-    ):
-        self._flops, self._peak, self._now = flops_per_step, peak, now
+    def __init__(self, peak: float | None = None, now: Callable[[], float] = time.perf_counter):
+        self._peak, self._now = peak, now
         self._totals = {
             **dict.fromkeys((f"{kind}_s" for kind in KINDS), 0.0),
             "tokens": 0.0,
             "frames": 0.0,
             "steps": 0.0,
+            "flops": 0.0,
         }
         self._window: dict[str, float] = dict.fromkeys(self._totals, 0.0)
         self._mark = now()
@@ -75,10 +73,10 @@ class Clock:
         self._window[f"{kind}_s"] += now - self._mark
         self._mark = now
 
-    def tick(self, tokens: float, frames: float) -> None:
-        """One step is done; tokens and frames are of the global batch."""
+    def tick(self, tokens: float, frames: float, flops: float = 0.0) -> None:
+        """One step is done; tokens, frames and FLOPs (the analytic count) are of the global batch, all devices."""
         self._claim("step")
-        for key, value in (("tokens", tokens), ("frames", frames), ("steps", 1)):
+        for key, value in (("tokens", tokens), ("frames", frames), ("steps", 1), ("flops", flops)):
             self._window[key] += value
 
     def report(self) -> dict[str, float]:
@@ -104,8 +102,8 @@ class Clock:
             "rate/frames_per_s": window["frames"] / busy,
             "rate/steps_per_s": steps / busy,
         }
-        if self._flops:
-            result["rate/flops_per_s"] = self._flops * steps / busy
+        if window["flops"]:
+            result["rate/flops_per_s"] = window["flops"] / busy
             if self._peak:
                 result["rate/mfu"] = result["rate/flops_per_s"] / self._peak
         return result

@@ -1,9 +1,10 @@
 """AdamW in groups: each with its own rate, warm-up, decay and clip; every parameter is claimed by exactly one group.
 
 Follows Molmo2's optimiser: betas (0.9, 0.95), eps 1e-6, gradients clipped to L2 norm 1 per group, cosine to 10 %
-after a linear warm-up. Weights and moments are float32; frozen leaves have no moments. The learning rate follows the
-`step` that the caller gives, not a counter in here, so a skipped step leaves the whole optimizer state alone and the
-schedule still on time.
+after a linear warm-up. Weights and moments are float32. Frozen leaves have no moments, and what `Optimizer.trained`
+gives to differentiate leaves them out, so their gradients never exist either. The learning rate follows the `step` that
+the caller gives, not a counter in here, so a skipped step leaves the whole optimizer state alone and the schedule still
+on time.
 """
 
 import math
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sttts_jax.trees import label_leaves, leaf_names, map_named
+from sttts_jax.trees import label_leaves, leaf_names, map_named, named_leaves
 
 FROZEN = "frozen"
 
@@ -43,13 +44,15 @@ class GroupConfig:
 class OptimizerConfig:
     """All groups. `labels`: (regex, group) pairs on whole leaf names, first match wins, every leaf must match.
 
-    `frozen`: regexes tried before the labels. `no_decay`: leaves that weight decay never touches.
+    `frozen`: regexes tried before the labels. `train_only`: if given, leaves that none of these regexes matches are
+    frozen too. `no_decay`: leaves that weight decay never touches.
     """
 
     total_steps: int
     groups: Mapping[str, GroupConfig]
     labels: tuple[tuple[str, str], ...]
     frozen: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
     no_decay: tuple[str, ...] = (r"(.*/)?([^/]*_)?(bias|scale|gain)", r"(.*/)?[^/]*norm[^/]*(/.*)?")
     beta1: float = 0.9
     beta2: float = 0.95
@@ -57,7 +60,7 @@ class OptimizerConfig:
     final_fraction: float = 0.1
 
     def check(self) -> None:
-        """Raises ValueError on numbers out of range and on labels without a group."""
+        """Raises ValueError on numbers out of range, on what is no regex, on labels and groups without each other."""
         if self.total_steps < 1:
             raise ValueError(f"optimizer.total_steps={self.total_steps} must be at least 1")
         if not 0 <= self.final_fraction <= 1:
@@ -65,6 +68,14 @@ class OptimizerConfig:
         unknown = sorted({label for _, label in self.labels} - set(self.groups) - {FROZEN})
         if unknown:
             raise ValueError(f"labels name the groups {unknown}, which do not exist; groups are {sorted(self.groups)}")
+        idle = sorted(set(self.groups) - {label for _, label in self.labels})
+        if idle:
+            raise ValueError(f"the optimizer groups {idle} have no parameters; remove them or correct the labels")
+        for pattern in (*self.frozen, *self.train_only):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"optimizer: {pattern!r} is no regular expression ({error})") from None
         for name, group in self.groups.items():
             if group.peak_lr < 0 or group.weight_decay < 0 or group.clip_norm < 0 or group.warmup < 0:
                 raise ValueError(f"optimizer group {name} has a negative number: {group}")
@@ -138,54 +149,84 @@ def _group_transform(config: OptimizerConfig, group: GroupConfig, decay_mask: An
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What `make_optimizer` returns. `labels`: a tree of group names with the structure of the parameters."""
+    """What `make_optimizer` returns.
+
+    config      its groups are those that have parameters to train
+    labels      a tree of group names, or FROZEN, with the structure of the parameters
+    """
 
     config: OptimizerConfig
     labels: Any
     transform: optax.GradientTransformationExtraArgs
 
+    def trained(self, tree: Any) -> Any:
+        """A tree like the parameters with nothing (no leaf) in the place of frozen leaves: what to differentiate by."""
+        return _trained(self.labels, tree)
+
+    def joined(self, trained: Any, params: Any) -> Any:
+        """Whole parameters: `trained` as `trained()` gives it, the frozen leaves from `params`."""
+        return jax.tree.map(lambda label, new, old: old if label == FROZEN else new, self.labels, trained, params)
+
     def init(self, params: Any) -> optax.OptState:
         """Zero moments for every leaf that is not frozen (works on boxed, abstract-evaluated and real parameters)."""
-        return self.transform.init(params)
+        return self.transform.init(self.trained(params))
 
     def update(self, grads: Any, state: Any, params: Any, step: jax.Array) -> tuple[Any, Any]:
-        """(new params, new state) of update number `step` (int32, starts at 1)."""
-        updates, state = self.transform.update(grads, state, params, step=jnp.asarray(step))
-        return optax.apply_updates(params, updates), state
+        """(new params, new state) of update number `step` (int32, starts at 1). `grads`: of `trained(params)`, or of
+        all parameters."""
+        trained = self.trained(params)
+        updates, state = self.transform.update(self.trained(grads), state, trained, step=jnp.asarray(step))
+        return self.joined(optax.apply_updates(trained, updates), params), state
 
     def norms(self, grads: Any) -> dict[str, jax.Array]:
         """{group: L2 norm of its gradients before the clip}, float32; frozen leaves are not looked at."""
-        return group_norms(grads, self.labels)
+        return group_norms(self.trained(grads), self.trained(self.labels))
+
+
+def _trained(labels: Any, tree: Any) -> Any:
+    return jax.tree.map(lambda label, part: optax.MaskedNode() if label == FROZEN else part, labels, tree)
 
 
 def make_optimizer(config: OptimizerConfig, params: Any) -> Optimizer:
-    """Builds the optimizer for a parameter tree, real or abstract, unboxed.
+    """Builds the optimizer for a parameter tree, real or abstract, unboxed. Groups whose leaves are all frozen are
+    dropped.
 
-    Raises ValueError on an unclaimed leaf, an idle rule, a group that no leaf belongs to, or a trained leaf that is
-    not float32.
+    Raises ValueError on an unclaimed leaf, an idle rule, a group that no label names, a trained leaf that is not
+    float32, or when everything is frozen.
     """
     config.check()
-    labels = label_leaves(params, (*[(pattern, FROZEN) for pattern in config.frozen], *config.labels))
-    used = set(jax.tree.leaves(labels))
-    empty = sorted(set(config.groups) - used)
-    if empty:
-        raise ValueError(f"the optimizer groups {empty} have no parameters; remove them or correct the labels")
+    labels = _labels(config, params)
+    used = set(jax.tree.leaves(labels)) - {FROZEN}
+    if not used:
+        raise ValueError("optimizer.frozen and optimizer.train_only leave no parameter to train; shorten or mend them")
+    config = replace(config, groups={name: group for name, group in config.groups.items() if name in used})
     wrong = [
         f"{name} ({leaf.dtype})"
-        for name, leaf, label in zip(leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
-        if label != FROZEN and leaf.dtype != jnp.float32
+        for name, leaf in named_leaves(_trained(labels, params)).items()
+        if leaf.dtype != jnp.float32
     ]
     if wrong:
         raise ValueError(
             f"trained parameters must be float32 master weights, but these are not: {', '.join(wrong[:8])}"
         )
     decays = _decay_mask(params, config.no_decay)
-    transforms: dict[str, Any] = {
-        name: _group_transform(config, group, decays) for name, group in config.groups.items()
-    }
-    if FROZEN in used:
-        transforms[FROZEN] = optax.set_to_zero()
-    return Optimizer(config, labels, optax.partition(transforms, labels))
+    transforms = {name: _group_transform(config, group, decays) for name, group in config.groups.items()}
+    return Optimizer(config, labels, optax.partition(transforms, _trained(labels, labels)))
+
+
+def _labels(config: OptimizerConfig, params: Any) -> Any:
+    """The group of every leaf, or FROZEN."""
+    labels = label_leaves(params, (*[(pattern, FROZEN) for pattern in config.frozen], *config.labels))
+    if not config.train_only:
+        return labels
+    patterns = [re.compile(pattern) for pattern in config.train_only]
+    names = leaf_names(params)
+    idle = [regex.pattern for regex in patterns if not any(regex.fullmatch(name) for name in names)]
+    if idle:
+        raise ValueError(
+            f"optimizer.train_only: {', '.join(map(repr, idle))} matches no parameter; correct or remove it"
+        )
+    return map_named(lambda name, label: label if any(p.fullmatch(name) for p in patterns) else FROZEN, labels)
 
 
 def _decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
@@ -197,8 +238,7 @@ def group_norms(grads: Any, labels: Any) -> dict[str, jax.Array]:
     """{group: L2 norm}, float32, over the leaves that carry its label."""
     groups: dict[str, list[jax.Array]] = {}
     for leaf, label in zip(jax.tree.leaves(grads), jax.tree.leaves(labels), strict=True):
-        if label != FROZEN:
-            groups.setdefault(label, []).append(leaf)
+        groups.setdefault(label, []).append(leaf)
     return {label: _norm(leaves) for label, leaves in sorted(groups.items())}
 
 
@@ -212,4 +252,8 @@ def guarded_update(
 ) -> tuple[Any, Any]:
     """`optimizer.update`; where `finite` (bool scalar) is false, params and state stay as they are, bit for bit."""
     new_params, new_state = optimizer.update(grads, state, params, step)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), (new_params, new_state), (params, state))
+
+    def keep(new: Any, old: Any) -> Any:
+        return old if new is old else jnp.where(finite, new, old)
+
+    return jax.tree.map(keep, (new_params, new_state), (params, state))

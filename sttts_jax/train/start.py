@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from sttts_jax import distributed
+from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import read_meta
 from sttts_jax.data.config import DataConfig
@@ -13,7 +14,8 @@ from sttts_jax.data.sources.registry import open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.paths import as_path
 from sttts_jax.train.config import RunConfig
-from sttts_jax.train.loop import CHECKPOINTS, prepare, train
+from sttts_jax.train.loop import train
+from sttts_jax.train.run import CHECKPOINTS, prepare
 from sttts_jax.train.state import TrainState
 
 TOKENIZER = "tokenizer"
@@ -41,16 +43,26 @@ def _check_same_run(root: Any, raw: dict[str, Any]) -> None:
 
 
 def run_tokenizer(run: RunConfig, root: Any) -> Tokenizer:
-    """The tokenizer in the workdir; the first start copies it there, or trains one on the text of the run's sources."""
+    """The tokenizer in the workdir. The first start copies the one of the config or of `init_from` there, or trains one
+    on the text of the run's sources.
+    """
     kept = root / TOKENIZER
     if (kept / "tokenizer.json").exists():
         return Tokenizer.load(kept)
     base = run.vlm.llm.vocab
-    if not run.tokenizer:
+    source = run.tokenizer or (run.init_from and _tokenizer_of(run.init_from))
+    if not source:
         return train_tokenizer(_texts(run.data), kept, base)
-    tokenizer = Tokenizer.load(run.tokenizer, base)
+    tokenizer = Tokenizer.load(source, base)
     tokenizer.save(kept)
     return tokenizer
+
+
+def _tokenizer_of(init_from: str) -> str:
+    place = resolve_step(init_from).parent.parent / TOKENIZER
+    if not (place / "tokenizer.json").exists():
+        raise ValueError(f"init_from={init_from}: {place} holds no tokenizer.json; set `tokenizer` to where it lies")
+    return str(place)
 
 
 def _texts(config: DataConfig) -> list[str]:

@@ -19,20 +19,22 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """(new state, metrics). loss = sum(w (ce + z)) / sum(w) + c * sum(aux) / count(aux), both over the global batch.
 
-    A step whose loss or gradients are not finite changes neither parameters nor moments, and is counted.
+    A step whose loss or gradients are not finite changes neither parameters nor moments, and is counted. Only what the
+    optimizer trains is differentiated by.
     """
     key = jax.random.fold_in(jax.random.key(run.seed), state.step)
     weight = jnp.sum(jnp.maximum(batch["weights"], 0.0))
     cells = _aux_cells(model, batch)
 
-    def loss(params: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, VlmLoss]:
+    def loss(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, VlmLoss]:
+        params = optimizer.joined(trained, state.params)
         select, dropout = jax.random.split(key)
         out = model.apply({"params": params}, part, select, False, method="loss", rngs={"dropout": dropout})
         task = (out.task.cross_entropy + run.loss.z_loss * out.task.z) / jnp.maximum(weight, 1e-9)
         return task + run.pruning.aux_weight * out.aux / jnp.maximum(cells, 1.0), out
 
     grad = jax.value_and_grad(loss, has_aux=True)
-    (total, out), grads = _accumulate(grad, state.params, batch, key, run.loss.accumulate)
+    (total, out), grads = _accumulate(grad, optimizer.trained(state.params), batch, key, run.loss.accumulate)
     norms = optimizer.norms(grads)
     finite = all_finite(total, norms)
     step = state.step + 1
@@ -55,20 +57,20 @@ def _aux_cells(model: Vlm, batch: Batch) -> jax.Array:
 
 
 def _accumulate(
-    grad: Any, params: Any, batch: Batch, key: jax.Array, parts: int
+    grad: Any, trained: Any, batch: Batch, key: jax.Array, parts: int
 ) -> tuple[tuple[jax.Array, VlmLoss], Any]:
     """Sums over `parts` micro-batches of rows; per-row outputs are put together again."""
     if parts == 1:
-        return grad(params, batch, key)
+        return grad(trained, batch, key)
     # Rows are dealt out in turn, so that every micro-batch has rows of every shard of a data-parallel mesh.
     split = {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
 
     def one(sums: Any, inputs: Any) -> tuple[Any, Any]:
-        summed, rows = _sums_and_rows(grad, params, inputs)
+        summed, rows = _sums_and_rows(grad, trained, inputs)
         return jax.tree.map(jnp.add, sums, summed), rows
 
     inputs = (split, jax.random.split(key, parts))
-    shapes = jax.eval_shape(lambda i: _sums_and_rows(grad, params, i)[0], jax.tree.map(lambda x: x[0], inputs))
+    shapes = jax.eval_shape(lambda i: _sums_and_rows(grad, trained, i)[0], jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (value, task, aux, count, grads), (kept, scores) = jax.lax.scan(one, zeros, inputs)
 
@@ -78,9 +80,9 @@ def _accumulate(
     return (value, VlmLoss(task, aux, count, join(kept), None if scores is None else join(scores))), grads
 
 
-def _sums_and_rows(grad: Any, params: Any, inputs: Any) -> tuple[Any, Any]:
+def _sums_and_rows(grad: Any, trained: Any, inputs: Any) -> tuple[Any, Any]:
     """(what micro-batches add up, what each has of its own rows)."""
-    (value, out), grads = grad(params, *inputs)
+    (value, out), grads = grad(trained, *inputs)
     return (value, out.task, out.aux, out.aux_count, grads), (out.kept, out.scores)
 
 
@@ -92,19 +94,20 @@ def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]
     share = out.kept.sum(axis=-1) / cells  # [B, F]
     mean = jnp.sum(share * later) / jnp.maximum(jnp.sum(later), 1)
     frames = jnp.sum(rows.valid)
-    visual = jnp.sum(out.kept)
-    tokens = jnp.sum(batch["example"] >= 0) - jnp.sum(batch["cells"] >= 0) + visual
+    visual = jnp.sum(out.kept & rows.video[..., None])
+    of_cells = (batch["cells"] >= 0) & (batch["cells"] < rows.item.shape[1] * cells)  # beyond: windows of images
+    tokens = jnp.sum(batch["example"] >= 0) - jnp.sum(of_cells) + visual
     metrics = {
         "loss_task": task.cross_entropy / weight,
         "loss_z": task.z / weight,
         "accuracy_tokens": task.correct / jnp.maximum(task.tokens, 1),
-        "kept/share": visual / jnp.maximum(frames * cells, 1),
+        "kept/share": visual / jnp.maximum(jnp.sum(rows.video) * cells, 1),
         "kept/later_mean": mean,
         "kept/later_std": jnp.sqrt(jnp.sum(jnp.square(share - mean) * later) / jnp.maximum(jnp.sum(later), 1)),
         "kept/later_min": jnp.min(jnp.where(later, share, 1.0)),
         "kept/later_max": jnp.max(jnp.where(later, share, 0.0)),
         "fill/tokens": tokens / (batch["tokens"].shape[0] * model.length),
-        "fill/cells": visual / (batch["tokens"].shape[0] * model.capacity),
+        "fill/cells": jnp.sum(out.kept) / (batch["tokens"].shape[0] * model.capacity),
         "count/tokens": tokens,
         "count/frames": frames,
         **{f"grad_norm/{name}": norm for name, norm in norms.items()},

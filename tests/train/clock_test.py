@@ -13,20 +13,20 @@ class Time:
         return self.seconds
 
 
-def spend(clock: Clock, time: Time) -> None:
+def spend(clock: Clock, time: Time, flops: float = 0.0) -> None:
     with clock.measure("data"):
         time.seconds += 1
     time.seconds += 3
-    clock.tick(tokens=80, frames=8)
+    clock.tick(tokens=80, frames=8, flops=flops)
 
 
 def test_time_is_split_and_rates_leave_saves_out() -> None:
     time = Time()
-    clock = Clock(flops_per_step=40.0, peak=20.0, now=time)
-    spend(clock, time)
+    clock = Clock(peak=20.0, now=time)
+    spend(clock, time, flops=60.0)
     with clock.measure("save"):
         time.seconds += 5
-    spend(clock, time)
+    spend(clock, time, flops=20.0)  # another bucket
     assert clock.report() == {
         "time/step_s": 3.0,
         "time/data_wait_s": 1.0,
@@ -44,8 +44,8 @@ def test_time_is_split_and_rates_leave_saves_out() -> None:
 
 def test_unknown_peak_reports_flops_only() -> None:
     time = Time()
-    clock = Clock(flops_per_step=40.0, now=time)
-    spend(clock, time)
+    clock = Clock(now=time)
+    spend(clock, time, flops=40.0)
     report = clock.report()
     assert report["rate/flops_per_s"] == 10.0 and "rate/mfu" not in report
 
@@ -58,7 +58,8 @@ def test_totals_survive_a_restart() -> None:
     spend(clock, time)
     state = clock.state()
     assert state == {
-        "step_s": 6.0, "data_s": 2.0, "save_s": 0.0, "eval_s": 0.0, "tokens": 160.0, "frames": 16.0, "steps": 2.0
+        "step_s": 6.0, "data_s": 2.0, "save_s": 0.0, "eval_s": 0.0, "tokens": 160.0, "frames": 16.0, "steps": 2.0,
+        "flops": 0.0,
     }  # fmt: skip
     again = Clock(now=time)
     again.restore(state)

@@ -3,12 +3,16 @@
 import ast
 import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
 import pytest
 
-from sttts_jax.train.config import SECTIONS, ModelConfig, RunConfig, defaults, parse_arg
+from sttts_jax.cli import train as train_cli
+from sttts_jax.models.lora import LoraConfig
+from sttts_jax.models.presets import overrides_of, preset
+from sttts_jax.train.config import LORA_TARGETS, SECTIONS, ModelConfig, RunConfig, defaults, parse_arg
 from sttts_jax.train.state import boxed_state, build_model
 
 ROOT = Path(__file__).parents[2]
@@ -54,14 +58,14 @@ def test_every_config_key_has_a_reader():
     unread = {key for key in keys if key.split(".")[1] not in read and not key.startswith("mesh.")}
     assert not unread
     assert {f.name for f in dataclasses.fields(SECTIONS["mesh"])} == {"data", "fsdp", "tensor", "sequence"}
-    assert {"seed", "total_steps", "tokenizer"} <= read
+    assert {"seed", "total_steps", "tokenizer", "init_from"} <= read
 
 
 def test_defaults_hold_every_key_and_build():
     config = defaults()
     for name, kind in SECTIONS.items():
         missing = {f.name for f in dataclasses.fields(kind)} - set(config[name])
-        assert missing == ({"image_size", "cells", "fraction"} if name == "data" else set())
+        assert missing == ({"image_size", "grid", "cells", "fraction"} if name == "data" else set())
     run = RunConfig.build(config)
     assert run.data.cells == run.vlm.vit.cells and run.data.fraction == run.pruning.fraction
 
@@ -73,6 +77,12 @@ def test_defaults_hold_every_key_and_build():
         ("pruning.fraction", "1.5", "out of range"),
         ("pruning.refill", True, "needs pruning.packing='bins'"),
         ("model.preset", "molmo3", "molmo3"),
+        ("model.overrides", {"llm": {"layer": 2}}, "model.overrides.llm has no key 'layer'; did you mean 'layers'"),
+        ("model.overrides", {"vit": {"prune_after": 2}}, "a block must follow it"),
+        ("pruning.fractions", ("0.5", "0.50"), "names a share twice"),
+        ("pruning.fractions", ("0.5", "1.5"), "out of range"),
+        ("optimizer.train_only", ("(",), "is no regular expression"),
+        ("model.lora_rank", -1, "LoRA rank -1 must be at least 1"),
         ("model.dtype", "fp8", "model.dtype='fp8' is unknown"),
         ("model.remat", "some", "remat policy"),
         ("loss.accumulate", 3, "does not divide by loss.accumulate=3"),
@@ -90,6 +100,71 @@ def test_bad_values_are_one_sentence(path, value, sentence):
     target[key] = value
     with pytest.raises(ValueError, match=sentence.replace("(", r"\(")):
         RunConfig.build(config)
+
+
+def test_overrides_come_from_files_json_and_the_command_line():
+    """The empty default survives the flags; nested dicts, lists and JSON give the same sizes."""
+    file = str(ROOT / "configs" / "demo.py")
+    words = ["--config", file, "--workdir", "x"]
+    assert RunConfig.build(train_cli._parse(words)[0]).vlm == preset("tiny")
+    changes = {"llm": {"layers": 2}, "vit": {"feature_layers": [1, 0]}}
+    config, _ = train_cli._parse([*words, f"--config.model.overrides={changes}"])
+    for tree in (config, config.to_dict(), json.loads(json.dumps(config.to_dict()))):
+        vlm = RunConfig.build(tree).vlm
+        assert (vlm.llm.layers, vlm.vit.feature_layers) == (2, (1, 0))
+        assert overrides_of(vlm, "tiny") == changes
+
+
+def test_lora_follows_the_rank():
+    config = defaults()
+    assert RunConfig.build(config).vlm.lora is None
+    config.model.lora_rank, config.model.lora_alpha = 2, 8.0
+    for tree in (config, json.loads(json.dumps(config.to_dict()))):
+        run = RunConfig.build(tree)
+        assert run.vlm.lora == LoraConfig(2, 8.0, LORA_TARGETS) and run.vlm.llm == preset("tiny").llm
+        assert overrides_of(run.vlm, "tiny") == {}
+    config.model.lora_targets = ("llm/blocks/qq",)
+    with pytest.raises(ValueError, match="'llm/blocks/qq' matches no projection"):
+        RunConfig.build(config)
+
+
+def test_a_saved_config_of_before_the_newer_keys_builds():
+    tree = defaults().to_dict()
+    for section, key in (("model", "overrides"), ("pruning", "fractions"), ("optimizer", "train_only")):
+        del tree[section][key]
+    del tree["init_from"]
+    assert RunConfig.build(tree).buckets[0].vlm == preset("tiny")
+
+
+def test_fractions_are_refused_where_nothing_is_removed():
+    for method in ("none", "soft_only"):
+        config = defaults()
+        config.pruning.method, config.pruning.fractions = method, ("0.3", "0.5")
+        with pytest.raises(ValueError, match="pruning.fractions has no meaning"):
+            RunConfig.build(config)
+    tree = defaults().to_dict()
+    tree["pruning"]["fractions"] = "0.5"
+    with pytest.raises(ValueError, match="must be a list"):
+        RunConfig.build(tree)
+
+
+def test_a_bucket_without_room_is_named():
+    config = defaults()
+    config.data.row_length, config.pruning.fractions = 60, ("0.5", "0.9")
+    with pytest.raises(ValueError, match=r"pruning.fractions, rows at 0.9: data.row_length"):
+        RunConfig.build(config)
+
+
+def test_buckets_have_the_same_room_for_text():
+    config = defaults()
+    assert [run.pruning.fraction for run in RunConfig.build(config).buckets] == ["0.5"]
+    config.pruning.fractions = ("0", "0.3", "0.5")
+    run = RunConfig.build(config)
+    shapes = [bucket.data.row_shape for bucket in run.buckets]
+    assert [shape.fraction for shape in shapes] == ["0", "0.3", "0.5"]
+    assert {shape.length - shape.kept for shape in shapes} == {run.data.row_shape.length - run.data.row_shape.kept}
+    assert shapes[2] == run.data.row_shape
+    assert all(bucket.buckets == (bucket,) for bucket in run.buckets)
 
 
 def test_unknown_keys_name_the_nearest():

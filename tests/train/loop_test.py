@@ -14,10 +14,11 @@ import pytest
 
 import sttts_jax.train.loop as loop
 from sttts_jax.ckpt.meta import ConfigMismatch
+from sttts_jax.mesh import make_mesh
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.metrics import read_lines
 from sttts_jax.train.start import start
-from sttts_jax.train.state import build_model, fresh_state
+from sttts_jax.train.state import blueprint, build_model, fresh_state
 from sttts_jax.train.step import train_step
 from tests.train.tiny_run import build_clips, tiny_config
 
@@ -49,7 +50,7 @@ def test_a_run_learns_and_logs_what_it_should(whole):
     wanted = {
         "loss", "loss_task", "loss_aux", "loss_z", "accuracy_tokens", "kept/share", "kept/later_mean", "fill/tokens",
         "grad_norm/scorer", "lr/llm", "lr/scorer", "time/data_wait_s", "rate/tokens_per_s", "rate/frames_per_s",
-        "rate/flops_per_s", "skipped", "data/bad_records",
+        "rate/flops_per_s", "skipped", "pruned_fraction", "data/bad_records",
     }  # fmt: skip
     assert wanted <= set(last)
     assert last["kept/share"] == 0.5 and last["skipped"] == 0
@@ -140,8 +141,8 @@ def test_micro_batches_give_the_update_of_the_whole_batch(clips):
     parts_run = RunConfig.build(tiny_config(clips, data__rows=8, loss__accumulate=2))
     results = []
     for run in (whole_run, parts_run):
-        mesh = loop.make_mesh({"data": 1}, jax.devices()[:1])
-        plan = loop.blueprint(run, mesh, run.data.row_shape)
+        mesh = make_mesh({"data": 1}, jax.devices()[:1])
+        plan = blueprint(run, mesh, run.data.row_shape)
         state = fresh_state(run, plan, run.data.row_shape)
         batch = _fake_batch(run)
         new, metrics = jax.jit(lambda s, b, run=run, plan=plan: train_step(run, plan.model, plan.optimizer, s, b))(

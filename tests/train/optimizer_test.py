@@ -138,6 +138,27 @@ def test_a_step_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert not all_finite(jnp.float32(bad), optimizer.norms(tree(1)))
 
 
+def test_train_only_freezes_the_rest_and_drops_its_groups() -> None:
+    params = jax.tree.map(jnp.asarray, tree(0))
+    optimizer = make_optimizer(config(train_only=(r"llm/q.*", r"llm/embedding")), params)
+    assert set(optimizer.config.groups) == {"llm"} and set(learning_rates(optimizer.config, 3)) == {"llm"}
+    assert list(named_leaves(optimizer.trained(params))) == ["llm/q", "llm/q_bias"]  # `frozen` wins
+    grads = jax.grad(lambda t: sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(t)))(optimizer.trained(params))
+    assert len(jax.tree.leaves(grads)) == 2 and set(optimizer.norms(grads)) == {"llm"}
+    new, _ = optimizer.update(grads, optimizer.init(params), params, 1)
+    assert new["vit"]["w"] is params["vit"]["w"] and new["llm"]["embedding"] is params["llm"]["embedding"]
+    assert (new["llm"]["q"] != params["llm"]["q"]).all()
+
+
+def test_an_update_by_the_trained_gradients_alone_is_the_same() -> None:
+    params, grads = jax.tree.map(jnp.asarray, tree(0)), jax.tree.map(jnp.asarray, tree(1))
+    optimizer = make_optimizer(config(), params)
+    state = optimizer.init(params)
+    whole, part = (optimizer.update(g, state, params, 1) for g in (grads, optimizer.trained(grads)))
+    jax.tree.map(np.testing.assert_array_equal, whole, part)
+    jax.tree.map(np.testing.assert_array_equal, optimizer.norms(grads), optimizer.norms(optimizer.trained(grads)))
+
+
 def test_frozen_gradients_may_be_anything() -> None:
     params = tree(0)
     optimizer = make_optimizer(config(), params)
@@ -153,6 +174,10 @@ def test_frozen_gradients_may_be_anything() -> None:
         ({"labels": (*LABELS, (r"scorer/.*", "vit"))}, r"match no leaf: 'scorer/\.\*'"),
         ({"labels": (*LABELS, (r".*", "scorer"))}, r"groups \['scorer'\], which do not exist"),
         ({"groups": GROUPS | {"scorer": GroupConfig(1e-4)}, "total_steps": 500}, r"\['scorer'\] have no parameters"),
+        ({"frozen": (r".*",)}, "leave no parameter to train"),
+        ({"train_only": ("llm/embedding",)}, "leave no parameter to train"),
+        ({"train_only": ("llm/q", "llm/k")}, "train_only: 'llm/k' matches no parameter"),
+        ({"train_only": ("(",)}, "is no regular expression"),
         ({"total_steps": 4}, "warmup=4 does not end before total_steps=4"),
         ({"total_steps": 0}, "must be at least 1"),
         ({"groups": GROUPS | {"llm": GroupConfig(-1.0, warmup=1)}}, "negative number"),

@@ -1,0 +1,64 @@
+"""The recipe of the STTS paper (arXiv 2603.18004) as a config: what configs/molmo2_*_stts.py and others start from."""
+
+import ml_collections
+
+from sttts_jax.models.presets import preset
+from sttts_jax.pruning.budget import row_capacity
+from sttts_jax.train.config import defaults, parse_arg
+
+VIDEOS = 2  # examples of full length in a row
+ITEMS = 4  # examples in a row, where they are shorter
+FRAME_TEXT = 10  # <frame_start>, <frame_end> and a time of up to " 9999.5 ", which is 8 tokens
+WORDS = 1610  # questions and answers of a video: with 64 frames, the 2,250 tokens of text of the paper's examples
+STEP = 128  # rows are whole multiples, as kernels and devices like them
+
+
+def row_length(frames: int, k: str, cells: int, videos: int = VIDEOS, items: int = ITEMS) -> int:
+    """S of rows for `videos` videos of `frames` frames and their text, from which k of the cells are removed.
+
+    K + videos * (FRAME_TEXT * frames + WORDS), rounded up to a multiple of STEP; K is the most cells that up to
+    `items` videos keep who share the row's frames.
+    """
+    kept = row_capacity(videos * frames, k, cells, items)
+    return -(-(kept + videos * (FRAME_TEXT * frames + WORDS)) // STEP) * STEP
+
+
+def stts_recipe(arg: str, name: str, init_from: str, steps: int = 6250) -> ml_collections.ConfigDict:
+    """The config of a run of the model preset `name` that starts from `init_from`.
+
+    arg: "k=0.5,frames=64,method=scorer,steps=6250,data=data/video_qa.jsonl" with any of them changed. k is the share
+    that is removed, or several such as 0.3/0.5, of which each step draws one; evaluation takes the first. method=none
+    trains without pruning. data is a file of videos and questions for the source "jsonl:PATH".
+    """
+    args = parse_arg(arg, k="0.5", frames=64, method="scorer", steps=steps, data="data/video_qa.jsonl")
+    fractions = tuple(args.k.split("/"))
+    cells = preset(name).vit.cells
+    config = defaults()
+    config.total_steps = args.steps
+    config.init_from = init_from
+
+    config.model.preset = name  # with a dropout of 0.1 on what blocks of the language model add
+    config.model.dtype = "bfloat16"
+    config.model.remat = "attention"
+
+    config.pruning.method = args.method
+    config.pruning.fraction = fractions[0]
+    config.pruning.fractions = fractions if len(fractions) > 1 else ()
+
+    config.data.sources = ((f"jsonl:{args.data}", 1.0, "train"),)
+    config.data.max_frames = args.frames
+    config.data.max_fps = 2.0
+    config.data.frames_per_row = VIDEOS * args.frames
+    config.data.items_per_row = ITEMS
+    config.data.rows = 64
+    removed = "0" if args.method in ("none", "soft_only") else fractions[0]
+    config.data.row_length = row_length(args.frames, removed, cells)
+    config.data.threads = 8
+
+    # Molmo2 does not train the base table of its input: in a model whose head is tied to it, neither is the head.
+    config.optimizer.frozen = ("llm/embedding",)
+
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.checkpoint.every = 250
+    config.watchdog.startup_s, config.watchdog.step_s = 3600.0, 900.0
+    return config
