@@ -1,0 +1,27 @@
+"""Molmo2-8B learns to prune: the recipe of the STTS paper (arXiv 2603.18004) with the larger Qwen3.
+
+    sttts-jax convert --from hf:Molmo2-8B --to orbax:checkpoints/molmo2-8b
+    sttts-jax train --config configs/molmo2_8b_stts.py:k=0.5,frames=64 --workdir runs/molmo2_8b_stts
+
+Arguments: k (removed share, or several such as 0.3/0.5, of which each step draws one), frames, method (none: without
+pruning), steps, data (a file with one JSON object a line, read by the source "jsonl:PATH"; for a mixture, set
+config.data.sources in `get_config`). The mesh takes all devices as fsdp; --config.loss.accumulate=N splits the rows of
+a step where they need too much memory.
+
+The table of the input's base tokens is not trained, as in Molmo2; the head, a matrix of its own, is.
+
+    parameters: vit 382,505,936, scorer 33,766,769, connector 87,937,536, llm 8,191,259,648; all 8,695,469,889
+    64 rows a step, in each 2 x 64 frames and text; TFLOPs of a row forward, PFLOPs of a step:
+              cells   tokens  ViT   scorer  connector  LLM    head  row    step
+    unpruned  10,368  14,918  79.0  0.0     2.7        256.7  5.3   343.7  88.0  1.00 x
+    k = 0.5   5,306   9,856   46.6  1.1     1.4        155.8  5.3   210.3  53.8  1.63 x
+"""
+
+import ml_collections
+
+from sttts_jax.train.recipe import stts_recipe
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """The config of one run."""
+    return stts_recipe(arg, "molmo2-8b", init_from="checkpoints/molmo2-8b")
