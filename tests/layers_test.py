@@ -1,6 +1,6 @@
 """The order of the layers, read from the imports of every module, and the size of every file.
 
-    leaves < devices < ops < pruning < models | data < ckpt < train | evals < bench < cli
+    leaves < devices < ops < pruning < models | data < ckpt < train | evals < api | bench < cli
 
 A module imports its own part of the package and the layers before it. Models and data do not see each other, nor do
 train and evals. Imports inside of functions count as well: that is where cycles hide.
@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"models", "data"},
     {"ckpt"},
     {"train", "evals"},
-    {"bench"},
+    {"api", "bench"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

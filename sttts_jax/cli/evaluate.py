@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 def _plan(args: argparse.Namespace) -> list[_Job]:
     """Reads configs, opens sources and earlier results; nothing is compiled or loaded."""
-    from sttts_jax.cli._subject import open_subject
+    from sttts_jax.api import open_subject
     from sttts_jax.evals.harness_questions import Questions, task_source
     from sttts_jax.evals.results import ResultsFile
     from sttts_jax.evals.tasks.registry import find_task

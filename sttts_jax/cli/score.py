@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     # Late, so that --help and wrong arguments answer at once.
     import numpy as np
 
-    from sttts_jax.cli._subject import open_subject
+    from sttts_jax.api import open_subject
     from sttts_jax.data.video import probe
     from sttts_jax.evals.report import score_page
     from sttts_jax.evals.view import view_video

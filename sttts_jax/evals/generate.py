@@ -149,11 +149,17 @@ def _generate(
 def sample_tokens(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
     """One token per row of logits [B, Y]; a row's draw depends on its place in the batch, not on the other rows."""
     logits = logits.astype(jnp.float32) / temperature
+    # Sorting a vocabulary costs more than a small model's step, so it is left out where nothing is cut off.
+    logits = jax.lax.cond(top_p < 1, _likeliest, lambda logits, _: logits, logits, top_p)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(logits.shape[0]))
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _likeliest(logits: jax.Array, top_p: jax.Array) -> jax.Array:
+    """logits [B, Y] without the tokens beyond the likeliest ones that hold `top_p` together."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     share = jax.nn.softmax(ordered, axis=-1)
     # A token stays while the ones above it hold less than top_p, so the likeliest always stays.
     inside = jnp.cumsum(share, axis=-1) - share < top_p
     lowest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    logits = jnp.where(logits >= lowest, logits, -jnp.inf)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(logits.shape[0]))
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return jnp.where(logits >= lowest, logits, -jnp.inf)

@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 
+from sttts_jax.api import open_subject
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.restore import load_params, read_meta
-from sttts_jax.cli._subject import open_subject
 from sttts_jax.data.sources.registry import build
 from sttts_jax.evals.harness_subject import Subject
 from sttts_jax.train.config import defaults

@@ -15,9 +15,9 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import sttts_jax.train.init as init
+from sttts_jax.api import open_subject
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.restore import META, PARAMS, TreeMismatch, context
-from sttts_jax.cli._subject import open_subject
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.mesh import make_mesh
 from sttts_jax.sharding import abstract_state, shardings_of

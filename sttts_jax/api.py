@@ -1,5 +1,12 @@
-"""From a directory with a checkpoint to what `evals` works on: where training and evaluation meet."""
+"""From a directory with a checkpoint to what answers and is evaluated: where training and evaluation meet.
 
+from sttts_jax.api import open_checkpoint
+
+model = open_checkpoint("runs/demo/scorer")          # a run, a converted checkpoint, or one step
+print(model.watch("clip.mp4").ask("What happens at the end?").text)
+"""
+
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,12 +15,24 @@ from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.evals.answer import Model
 from sttts_jax.evals.harness_subject import Subject
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.sharding import abstract_state
 from sttts_jax.train.config import DTYPES, RunConfig
 from sttts_jax.train.start import TOKENIZER
 from sttts_jax.train.state import build_model, init_params
+
+
+def open_checkpoint(directory: PathLike, dtype: str = "") -> Model:
+    """A checkpoint that answers questions, see `evals.answer`. Raises as `open_subject`.
+
+    `dtype` of the compute, "float32" or "bfloat16"; "" as in training. CPUs are faster in float32.
+    """
+    subject = open_subject(directory)
+    if dtype not in ("", *DTYPES):
+        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return Model(dataclasses.replace(subject, dtype=DTYPES[dtype]) if dtype else subject)
 
 
 def open_subject(directory: PathLike) -> Subject:

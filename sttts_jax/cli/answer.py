@@ -1,0 +1,191 @@
+"""sttts-jax answer: ask a checkpoint about video files or images; the answer appears while it is made.
+
+    sttts-jax answer --checkpoint runs/demo/scorer --video clip.mp4 --question "What happens at the end?"
+    sttts-jax answer --checkpoint ckpt/molmo2 --video talk.mp4 --start 60 --end 90 --subtitles talk.srt \\
+        --question "What is on the slide?" --question "Who speaks?" --show talk.html
+    sttts-jax answer --checkpoint ckpt/molmo2 --image a.jpg --image b.jpg --question "What differs?"
+
+Each video is asked about by itself, in order, with every question, and is read once for all of them; images come
+before it, in one prompt. `--question -` reads questions from standard input, one a line. After each answer a line says
+what was kept and how fast it was. Programs are compiled before the clock starts.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sttts_jax.cli.main import run
+
+if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
+    from sttts_jax.evals.answer import Answer, Model, Saying, Scene
+
+
+def main(argv: list[str]) -> int:
+    """Prints answers. Raises ValueError with one sentence for a bad file or setting, before any device is touched."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    # Late, so that --help and wrong arguments answer at once.
+    from sttts_jax.api import open_checkpoint
+    from sttts_jax.data.video import decode, probe
+    from sttts_jax.evals.answer import Saying, question_tokens
+
+    for video in args.video:
+        probe(video)
+    saying = Saying(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
+    model = open_checkpoint(args.checkpoint, args.dtype)
+    for question in args.question:
+        if question != "-":
+            question_tokens(model.subject.tokenizer, question, saying.style)
+    for video in args.video[1:]:  # the first one is decoded below, before anything is compiled
+        decode(video, max_frames=1, max_fps=None, size=None, start=args.start, end=args.end)
+    asked = []
+    for number, scene in enumerate(_scenes(model, args)):
+        answers = [_ask(scene, question, saying, args) for question in _questions(args.question)]
+        if args.show:
+            _show(scene, answers, _numbered(args.show, number))
+        asked.append(_facts(scene, answers))
+    if args.json:
+        from sttts_jax.paths import write_json
+
+        write_json(args.json, _record(model, saying, asked))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what is wrong whatever the files and the checkpoint are."""
+    if not args.video and not args.image:
+        raise ValueError("there is nothing to look at; give --video FILE or --image FILE")
+    if not args.video and (args.start is not None or args.end is not None or args.subtitles or args.show):
+        raise ValueError("--start, --end, --subtitles and --show are about a video; give --video FILE")
+    if args.subtitles and len(args.video) > 1:
+        raise ValueError("--subtitles belong to one video; give one --video")
+    if args.show and Path(args.show).suffix != ".html":
+        raise ValueError(f"--show {args.show} must end in .html")
+    if any(not question.strip() for question in args.question):
+        raise ValueError("--question is empty; ask something, or give - to read questions from standard input")
+    if "-" in args.question and (len(args.question) > 1 or len(args.video) > 1):
+        raise ValueError("--question - goes with no other --question and with one --video")
+    for name in ("max_frames", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
+
+
+def _scenes(model: "Model", args: argparse.Namespace) -> Iterator["Scene"]:
+    for video in args.video or [None]:
+        yield model.watch(
+            video,
+            images=args.image,
+            start=args.start,
+            end=args.end,
+            subtitles=args.subtitles or (),
+            fraction=args.pruned_fraction,
+            max_frames=args.max_frames,
+            max_fps=args.max_fps,
+            max_crops=args.max_crops,
+        )
+
+
+def _questions(given: Sequence[str]) -> Iterator[str]:
+    for question in given:
+        yield from (line.strip() for line in sys.stdin if line.strip()) if question == "-" else [question]
+
+
+def _ask(scene: "Scene", question: str, saying: "Saying", args: argparse.Namespace) -> "Answer":
+    """Prints the answer as it comes, with its question where there are several."""
+    if len(args.video) > 1:
+        print(f"{scene.name}: ", end="")
+    if len(args.video) > 1 or len(args.question) > 1:
+        print(question)
+    answer = scene.ask(question, saying, lambda piece: print(piece, end="", flush=True))
+    print(f"\n[{'; '.join(_line(scene, answer))}]", flush=True)
+    return answer
+
+
+def _line(scene: "Scene", answer: "Answer") -> Iterator[str]:
+    kept, everything = scene.cells
+    if scene.frames:
+        yield f"{scene.frames} frames, {kept:,} of {everything:,} vision tokens kept ({scene.kept_share:.1%})"
+    if scene.image_tokens:
+        yield f"{scene.image_tokens:,} vision tokens of images"
+    yield f"prompt {scene.prompt_tokens:,} tokens before the question"
+    rate = "" if answer.tokens_per_s is None else f", then {answer.tokens_per_s:.3g} tokens/s"
+    yield f"first token after {_seconds(answer.first_token_s)}{rate}"
+    yield f"{len(answer.tokens)} tokens" + ("" if answer.stopped else ", cut at --max_new_tokens")
+    if answer.compile_s:
+        yield f"compiled before that in {_seconds(answer.compile_s)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def _show(scene: "Scene", answers: Sequence["Answer"], path: str) -> None:
+    from sttts_jax.evals.report import score_page
+    from sttts_jax.paths import write_text
+
+    write_text(path, score_page(scene.view(answers)))
+    print(f"page: {path}")
+
+
+def _numbered(path: str, number: int) -> str:
+    """out.html, out-2.html, out-3.html, .."""
+    return path if not number else f"{path.removesuffix('.html')}-{number + 1}.html"
+
+
+def _facts(scene: "Scene", answers: Sequence["Answer"]) -> dict[str, Any]:
+    import dataclasses
+
+    kept, everything = scene.cells
+    return {
+        "video": scene.name if scene.frames else None,
+        "frames": scene.frames,
+        "times": scene.times.tolist(),
+        "vision_tokens": everything,
+        "vision_tokens_kept": kept,
+        "kept_share": scene.kept_share,
+        "image_tokens": scene.image_tokens,
+        "prompt_tokens": scene.prompt_tokens,
+        "fraction": scene.setting.fraction,
+        "answers": [dataclasses.asdict(answer) for answer in answers],
+    }
+
+
+def _record(model: "Model", saying: "Saying", asked: list[dict[str, Any]]) -> dict[str, Any]:
+    import dataclasses
+
+    subject = model.subject
+    about = {"checkpoint": subject.directory, "step": subject.step, "method": subject.pruning.method}
+    return {**about, "saying": dataclasses.asdict(saying), "scenes": asked}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sttts-jax answer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a run's workdir, a converted checkpoint, or one step")
+    add("--video", action="append", default=[], metavar="FILE", help="any file that FFmpeg reads; may be repeated")
+    add("--image", action="append", default=[], metavar="FILE", help="before the video; may be repeated")
+    add("--question", action="append", required=True, metavar="TEXT", help="may be repeated; - reads standard input")
+    add("--start", type=float, metavar="S", help="of the clip, seconds")
+    add("--end", type=float, metavar="S", help="of the clip, seconds")
+    add("--subtitles", metavar="FILE", help=".srt or .vtt, with the times of the whole video")
+    add("--pruned_fraction", metavar="K", help="share of the video's cells to remove (default: as trained)")
+    add("--max_frames", type=int, metavar="N", help="(default: as trained)")
+    add("--max_fps", type=float, metavar="R", help="frames a second at most (default: as trained)")
+    add("--max_crops", type=int, default=24, metavar="N", help="most tiles of an image (%(default)s); 0: whole only")
+    add("--max_new_tokens", type=int, default=256, metavar="N", help="(%(default)s)")
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
+    add("--top_p", type=float, default=1.0, help="share of the likeliest tokens to draw from (%(default)s)")
+    add("--seed", type=int, default=0, help="for sampling, and for methods that prune at random (%(default)s)")
+    add("--style", default="user_qa", help="of Molmo2's data, put before the question (%(default)s: nothing)")
+    add("--dtype", default="", metavar="NAME", help="float32 (faster on a CPU) or bfloat16 (default: as trained)")
+    add("--show", metavar="OUT.html", help="write a page of what was kept; OUT-2.html for a second video, ..")
+    add("--json", metavar="FILE", help="write everything as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run("answer", main))
