@@ -23,6 +23,7 @@ _DTYPES = (jnp.float32, jnp.bfloat16)
 _LOG2E = math.log2(math.e)
 # Stand-ins for infinity that no subtraction turns into NaN. Logits of hidden keys are -_FAR, real ones above -_NEAR.
 _FAR, _NEAR = 1e30, 1e29
+_WIDTHS = (16, 32, 64, 128)  # of heads, as Triton wants them
 # For tiles of 128 x 64 and heads of 128: Triton spills next to nothing, and fetches list entry and tile ahead.
 _WARPS, _STAGES = 8, 3
 # Exact products of float32 use no matrix unit; larger tiles of them neither fit the registers nor compile quickly.
@@ -130,9 +131,9 @@ def row_attention_gpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, *
     """Grouped-query attention over packed rows under the rule of the plan.
 
     q [B, S, H, d], k and v [B, S2, Hkv, d] float32 or bfloat16, Hkv dividing H (key head j serves query heads
-    j*H/Hkv ...), d a power of two. Softmax in float32, result [B, S, H, d] in q.dtype; padding queries give exact
-    zeros, padding gets zero gradients, whatever it holds. float32 is exact and slow, and wants a plan with blocks of
-    at most 32: it is there for tests.
+    j*H/Hkv ...), d at most 128, padded to a power of two. Softmax in float32, result [B, S, H, d] in q.dtype; padding
+    queries give exact zeros, padding gets zero gradients, whatever it holds. float32 is exact and slow, and wants a
+    plan with blocks of at most 32: it is there for tests.
 
     `interpret` runs the kernels on any platform, slowly. The kernels know no mesh: with several devices call this
     inside `jax.shard_map`, over the batch or the heads.
@@ -145,8 +146,9 @@ def row_attention_gpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, *
     if q.dtype not in _DTYPES or not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"Row attention on GPU wants float32 or bfloat16; got {q.dtype}, {k.dtype} and {v.dtype}.")
     width = q.shape[-1]
-    if width not in (16, 32, 64, 128):
-        raise ValueError(f"Rows on GPU want a head_dim of 16, 32, 64 or 128; got {width}, so take attention='xla'.")
+    padded = next((size for size in _WIDTHS if size >= width), None)
+    if padded is None:
+        raise ValueError(f"Rows on GPU want a head_dim of at most {_WIDTHS[-1]}; got {width}, so take attention='xla'.")
     batch = plan.rule_q.shape[0]
     if q.shape[:2] != (batch, plan.lengths[0]) or k.shape[:2] != (batch, plan.lengths[1]):
         raise ValueError(
@@ -158,7 +160,10 @@ def row_attention_gpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, *
             f"float32 rows on GPU want a plan with blocks of at most {_FLOAT32_BLOCK} tokens, not {plan.block_q} and "
             f"{plan.block_k}; make one, or compute in bfloat16."
         )
-    return _attend(q, k, v, plan, interpret)
+    if padded > width:
+        q = q * jnp.asarray((padded / width) ** 0.5, q.dtype)  # the kernels divide by the root of what they see
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, padded - width))) for x in (q, k, v))
+    return _attend(q, k, v, plan, interpret)[..., :width]
 
 
 class _Sizes(NamedTuple):

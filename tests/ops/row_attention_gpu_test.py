@@ -105,6 +105,11 @@ def test_heads_may_share_keys_or_not(heads, kv_heads):
     check(RULES["examples"], heads=heads, kv_heads=kv_heads, width=32)
 
 
+@pytest.mark.parametrize("width", [8, 24])
+def test_heads_of_any_size_are_padded(width):
+    check(RULES["trees"], width=width)
+
+
 def test_bfloat16():
     check(RULES["trees"], dtype=jnp.bfloat16, tolerance=1e-2)
 
@@ -218,8 +223,8 @@ def test_refuses_in_one_sentence():
         row_attention_gpu(q[:, :, :3], k, v, plan)
     with pytest.raises(ValueError, match="float32 or bfloat16; got float16"):
         row_attention_gpu(*(x.astype(jnp.float16) for x in (q, k, v)), plan)
-    with pytest.raises(ValueError, match="head_dim of 16, 32, 64 or 128; got 8"):
-        row_attention_gpu(*(x[..., :8] for x in (q, k, v)), plan)
+    with pytest.raises(ValueError, match="head_dim of at most 128; got 144"):
+        row_attention_gpu(*(jnp.tile(x, 9) for x in (q, k, v)), plan)
     with pytest.raises(ValueError, match="plan was made for 1 rows of 83 queries"):
         row_attention_gpu(q[:, 1:], k, v, plan, interpret=True)
     with pytest.raises(
