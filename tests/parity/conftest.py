@@ -33,6 +33,7 @@ def _check(record_property: Callable[[str, object], None]) -> Check:
 
 def note(record: Callable[[str, object], None], model: str, quantity: str, error: float, bound: float) -> None:
     """One line of the table; asserts the bound."""
+    error, bound = float(error), float(bound)  # plain, so that a worker can send them
     record(NAME, (model, quantity, error, bound))
     assert error <= bound, f"{model}, {quantity}: {error:.2e} is above {bound:.0e}"
 
