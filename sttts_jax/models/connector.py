@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sttts_jax.dims import EMBED, HEAD_DIM, HEADS, MLP, QKV
 from sttts_jax.models.config import ConnectorConfig
+from sttts_jax.ops.activation import swiglu
 from sttts_jax.ops.attention import masked_softmax
 from sttts_jax.ops.init import fan_in, zeros
 
@@ -66,4 +67,4 @@ class Connector(nn.Module):
         gate_up = self._param("gate_up", fan_in(1), (c.width, 2, c.mlp), (EMBED, QKV, MLP))
         down = self._param("down", fan_in(1), (c.mlp, self.out_width), (MLP, EMBED))
         both = jnp.einsum("...o,otm->...tm", pooled, gate_up)
-        return jnp.einsum("...m,me->...e", jax.nn.silu(both[..., 0, :]) * both[..., 1, :], down)
+        return jnp.einsum("...m,me->...e", swiglu(both[..., 0, :], both[..., 1, :]), down)

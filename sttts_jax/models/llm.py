@@ -17,6 +17,7 @@ from sttts_jax.dims import ACT_BATCH, ACT_EMBED, ACT_HEAD_DIM, ACT_HEADS, ACT_KV
 from sttts_jax.models.cache import KvCache, write_layer
 from sttts_jax.models.config import LlmConfig
 from sttts_jax.models.lora import Adapters, LoraConfig
+from sttts_jax.ops.activation import swiglu
 from sttts_jax.ops.attention import RowRule, RowsPlan, attend_rows, plan_rows
 from sttts_jax.ops.init import Initializer, fan_in, ones, rows
 from sttts_jax.ops.norm import rms_norm
@@ -114,7 +115,7 @@ class LlmBlock(nn.Module):
         down = self._param("down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED))
         both = jnp.einsum("bse,etm->bstm", x, gate_up)
         both = self.adapters.add(self, "gate_up", both, x, (dims.EMBED, dims.QKV, dims.MLP))
-        hidden = jax.nn.silu(both[:, :, 0]) * both[:, :, 1]
+        hidden = swiglu(both[:, :, 0], both[:, :, 1])
         hidden = constrain(hidden, ACT_BATCH, ACT_LENGTH, ACT_MLP)
         out = jnp.einsum("bsm,me->bse", hidden, down)
         return self.adapters.add(self, "down", out, hidden, (dims.MLP, dims.EMBED))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sttts_jax import dims
 from sttts_jax.models.config import VitConfig
 from sttts_jax.models.lora import Adapters
+from sttts_jax.ops.activation import gelu_tanh
 from sttts_jax.ops.norm import layer_norm
 from sttts_jax.sharding import constrain
 
@@ -79,7 +80,7 @@ class Block(nn.Module):
         y = layout.attend(_by_batch(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))
         x = x + self._project(y, "out", (c.width,), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), inputs=2)
         y = LayerNorm(c.norm_eps, name="norm2")(x)
-        y = nn.gelu(self._project(y, "fc1", (c.mlp,), (dims.EMBED, dims.MLP)), approximate=True)
+        y = gelu_tanh(self._project(y, "fc1", (c.mlp,), (dims.EMBED, dims.MLP)))
         y = self._project(_by_batch(y, dims.ACT_MLP), "fc2", (c.width,), (dims.MLP, dims.EMBED))
         return _by_batch(x + y, dims.ACT_EMBED), None
 

@@ -1,9 +1,12 @@
-"""Norms with float32 statistics."""
+"""Norms with float32 statistics. Their gradients start from the input alone, see `recomputed`."""
 
 import jax
 import jax.numpy as jnp
 
+from sttts_jax.ops.remat import recomputed
 
+
+@recomputed
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * scale over as many last axes as `scale` has; statistics in float32, result in x.dtype.
 
@@ -15,6 +18,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return y.astype(x.dtype) * scale.astype(x.dtype)
 
 
+@recomputed
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """(x - mean) / std * scale + bias over the last axis, in float32; result in x.dtype."""
     y = x.astype(jnp.float32)

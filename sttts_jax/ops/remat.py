@@ -1,9 +1,13 @@
-"""Rematerialisation policies by name, so that a config can hold them."""
+"""What is kept for gradients and what is computed again: policies by name, and arithmetic that never keeps anything."""
 
+import functools
 from collections.abc import Callable
+from typing import ParamSpec
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+
+Arguments = ParamSpec("Arguments")
 
 _ATTENTION = "attention"
 _POLICIES = {
@@ -25,7 +29,7 @@ _POLICIES = {
 
 
 def remat_policy(name: str) -> Callable[..., bool] | None:
-    """The policy for `jax.checkpoint` / `nn.remat`, or None for "none" (keep all activations, no remat at all).
+    """The policy for `jax.checkpoint` / `nn.remat`, or None for "none" (keep what gradients need but `recomputed`).
 
     "full" recomputes everything, "attention" all but what attention kernels give, which costs little to keep and much
     to make again; "dots" keeps matrix products, "dots_no_batch" those without batch axes; the plain names of
@@ -44,3 +48,12 @@ def remat_policy(name: str) -> Callable[..., bool] | None:
 def attention_result(x: jax.Array) -> jax.Array:
     """x, marked for the policy "attention": the result and the statistics that a kernel's gradient needs."""
     return checkpoint_name(x, _ATTENTION)
+
+
+def recomputed(function: Callable[Arguments, jax.Array]) -> Callable[Arguments, jax.Array]:
+    """`function` of arrays, of which only the arguments are kept for the gradient.
+
+    For elementwise arithmetic: inside of a scan, JAX keeps every intermediate result that a derivative names (six
+    arrays of a GELU's size), and making them again costs less than writing and reading them.
+    """
+    return functools.wraps(function)(jax.checkpoint(function, prevent_cse=False))
