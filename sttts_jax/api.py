@@ -19,6 +19,7 @@ from sttts_jax.evals.answer import Model
 from sttts_jax.evals.harness_subject import Subject
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.sharding import abstract_state
+from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import DTYPES, RunConfig
 from sttts_jax.train.start import TOKENIZER
 from sttts_jax.train.state import build_model, init_params
@@ -40,6 +41,7 @@ def open_subject(directory: PathLike) -> Subject:
 
     Raises FileNotFoundError without a checkpoint, ValueError where it is damaged or its tokenizer is missing.
     """
+    set_tpu_flags()
     step = resolve_step(directory)
     meta = read_meta(step)
     config = saved_config(meta)

@@ -21,7 +21,7 @@ PACKAGE = "sttts_jax"
 # Each layer: parts that may stand side by side, none seeing another of its row.
 LAYERS: list[set[str]] = [
     {"dims", "trees", "paths"},
-    {"distributed", "mesh", "sharding"},
+    {"distributed", "mesh", "sharding", "tpu_flags"},
     {"ops"},
     {"pruning"},
     {"models", "data"},

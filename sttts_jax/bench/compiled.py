@@ -1,6 +1,7 @@
 """`bench tpu`: a pruned ViT block compiled for a TPU that is not there, and what the compiler expects of it.
 
-Times are the compiler's own estimates and know nothing of stalls; bytes are those that move between HBM and the cores.
+Times are the compiler's own estimates and know nothing of stalls; bytes are those between HBM and the core, see
+`traffic`.
 Both the pruned and the unpruned block run on the Pallas stream kernel.
 """
 
@@ -23,6 +24,7 @@ from sttts_jax.bench.bound import PASSES, pass_flops
 from sttts_jax.bench.distributions import make_scores
 from sttts_jax.bench.scopes import Shapes
 from sttts_jax.bench.timing import GIB
+from sttts_jax.bench.traffic import free_calls, hbm_bytes
 from sttts_jax.models.vit import survivors, whole_frames
 from sttts_jax.models.vit_block import Block
 from sttts_jax.pruning.select import select_cells
@@ -38,7 +40,7 @@ class CompiledRow:
 
     seconds    of the compiler's estimate, None where it gives none that makes sense
     speedup    unpruned seconds / these, `share` of `bound`, the ratio of the FLOPs
-    hbm_gb     bytes accessed / 1e9; `hbm_ratio` against the unpruned block
+    hbm_gb     bytes between HBM and the core / 1e9; `hbm_ratio` against the unpruned block
     temp_gib   temporary memory
     """
 
@@ -105,11 +107,10 @@ def _compile(
 ) -> CompiledRow:
     function, args = _program(shapes, fraction, name == "train")
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
-    compiled = jax.jit(function).lower(*args).compile()
-    cost: Any = compiled.cost_analysis()
+    compiled: Any = jax.jit(function).lower(*args).compile()
     memory: Any = compiled.memory_analysis()
     seconds = _seconds(compiled)
-    gigabytes = cost["bytes accessed"] / 1e9
+    gigabytes = hbm_bytes(compiled.as_text()) / 1e9
     counts = None
     if fraction:
         scores = make_scores("uniform", shapes.seed, shapes.batch, shapes.frames, shapes.vit.cells, fraction)
@@ -136,13 +137,8 @@ def _compile(
 
 
 def _seconds(compiled: Any) -> float | None:
-    """The compiler's estimate of a run, or None where it makes no sense.
-
-    A ConcatBitcast gives the pieces of an asynchronous copy one name and costs nothing; its time counts as -1 second,
-    which stands for "unknown".
-    """
-    seconds = compiled.cost_analysis()["optimal_seconds"]
-    seconds += compiled.as_text().count('custom_call_target="ConcatBitcast"')
+    """The compiler's estimate of a run, or None where it makes no sense."""
+    seconds = compiled.cost_analysis()["optimal_seconds"] + free_calls(compiled.as_text())
     return seconds if 0 < seconds < 1 else None
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from absl import flags
 
 import sttts_jax
+from sttts_jax.tpu_flags import set_tpu_flags
 
 Command = Callable[[list[str]], int | None]
 
@@ -78,6 +79,7 @@ def run(name: str, command: Command, argv: list[str] | None = None) -> int:
 
     `argv` are the words after the command; None reads them from the process.
     """
+    set_tpu_flags()
     try:
         return command(sys.argv[1:] if argv is None else argv) or 0
     except USER_ERRORS as error:
