@@ -16,8 +16,9 @@ _FREE_CALL = 'custom_call_target="ConcatBitcast"'  # gives the pieces of a copy 
 def hbm_bytes(text: str) -> int:
     """Bytes that the instructions of the entry computation read from HBM or write to it; `text` of `as_text()`.
 
-    The compiler's own "bytes accessed" counts arrays that lie in the core's fast memory as well. Of a kernel, every operand and result counts once. Raises ValueError for a program with
-    loops or branches, whose inside this does not see.
+    The compiler's own "bytes accessed" counts arrays that lie in the core's fast memory as well. Of a kernel, every
+    operand and result counts once. Raises ValueError for a program with loops or branches, whose inside this does not
+    see.
     """
     _, found, entry = text.partition("\nENTRY ")
     if not found:
