@@ -15,18 +15,18 @@ from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.evals.answer import Model
-from sttts_jax.evals.harness_subject import Subject
+from sttts_jax.infer.checkpoint import Subject
+from sttts_jax.infer.model import Model
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.sharding import abstract_state
 from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import DTYPES, RunConfig
-from sttts_jax.train.start import TOKENIZER
+from sttts_jax.train.main import TOKENIZER
 from sttts_jax.train.state import build_model, init_params
 
 
 def open_checkpoint(directory: PathLike, dtype: str = "") -> Model:
-    """A checkpoint that answers questions, see `evals.answer`. Raises as `open_subject`.
+    """A checkpoint that answers questions, see `infer.model`. Raises as `open_subject`.
 
     `dtype` of the compute, "float32" or "bfloat16"; "" as in training. CPUs are faster in float32.
     """

@@ -18,18 +18,18 @@ from rich.table import Table
 from sttts_jax.bench.record import place, versions
 from sttts_jax.bench.timing import Compiled, Group, Program, Trial, interleave, quartiles
 from sttts_jax.bench.torch_reference import TorchMolmo2, TorchRow, import_torch, share
-from sttts_jax.ckpt.hf_table import pieces
-from sttts_jax.ckpt.hf_tree import tensors_of
+from sttts_jax.convert.table import pieces
+from sttts_jax.convert.tree import tensors_of
 from sttts_jax.models import flops
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
 from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import Vlm
-from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 
 PARTS = ("vit", "connector", "llm", "whole")
 UNPRUNED = PruneConfig(method="none")

@@ -18,7 +18,7 @@ from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import Batch, Prefix, Vlm
 from sttts_jax.pruning.budget import as_fraction, n_kept
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.select import select_cells
 
 UNPRUNED = Fraction(0)

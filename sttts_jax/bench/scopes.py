@@ -23,8 +23,8 @@ from sttts_jax.pruning.bins import BinLayout, bin_layout, ladder, plan_bins
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import FrameLayout
-from sttts_jax.pruning.rows import FrameRows
 from sttts_jax.pruning.select import Kept, select_cells
 
 Function = Callable[..., Any]

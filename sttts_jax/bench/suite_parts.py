@@ -18,7 +18,7 @@ from sttts_jax.bench.scopes import Shapes
 from sttts_jax.bench.sizes import thinned
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.presets import preset
-from sttts_jax.ops.attention import choose_kernels
+from sttts_jax.ops.attention.kernels import choose_kernels
 
 WHOLE = "molmo2-4b"
 TINY = "tiny"

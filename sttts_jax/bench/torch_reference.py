@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sttts_jax.ckpt.hf_config import TOKEN_IDS, hf_config
+from sttts_jax.convert.molmo2_config import TOKEN_IDS, hf_config
 from sttts_jax.models.config import VlmConfig
 
 INSTALL = 'pip install "sttts-jax[parity]"'

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sttts_jax.cli.main import run
 
 if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
-    from sttts_jax.evals.answer import Answer, Model, Saying, Scene
+    from sttts_jax.infer.model import Answer, Model, Saying, Scene
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     # Late, so that --help and wrong arguments answer at once.
     from sttts_jax.api import open_checkpoint
     from sttts_jax.data.video import decode, probe
-    from sttts_jax.evals.answer import Saying, question_tokens
+    from sttts_jax.infer.model import Saying, question_tokens
 
     for video in args.video:
         probe(video)
@@ -122,8 +122,8 @@ def _seconds(value: float) -> str:
 
 
 def _show(scene: "Scene", answers: Sequence["Answer"], path: str) -> None:
-    from sttts_jax.evals.report import score_page
     from sttts_jax.paths import write_text
+    from sttts_jax.report.page import score_page
 
     write_text(path, score_page(scene.view(answers)))
     print(f"page: {path}")

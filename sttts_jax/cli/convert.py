@@ -42,13 +42,13 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with _unwound_by_sigterm():
         if target_kind == "hf":
-            from sttts_jax.cli._convert_out import export_checkpoint
+            from sttts_jax.convert.to_hf import export_checkpoint
 
             source = _only("--from", args.source, "orbax")
             shard_gb = 5.0 if args.shard_gb is None else args.shard_gb
             report = export_checkpoint(source, target, args.names or "", args.dtype or "", shard_gb, args.dry_run)
         else:
-            from sttts_jax.cli._convert_in import Wanted, import_checkpoint
+            from sttts_jax.convert.from_hf import Wanted, import_checkpoint
 
             wanted = Wanted(args.scorer or "", args.tokenizer or "", args.dtype or "", args.seed or 0)
             report = import_checkpoint(_sources(args), target, wanted, args.dry_run)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from sttts_jax.cli.main import run
 
 if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
-    from sttts_jax.evals.harness_questions import Questions
-    from sttts_jax.evals.harness_subject import Setting, Subject
+    from sttts_jax.evals.questions import Questions
     from sttts_jax.evals.results import Result, ResultsFile
+    from sttts_jax.infer.checkpoint import Setting, Subject
 
 CONFIDENCE = "intervals are 95 % (Wilson)"
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
 def _plan(args: argparse.Namespace) -> list[_Job]:
     """Reads configs, opens sources and earlier results; nothing is compiled or loaded."""
     from sttts_jax.api import open_subject
-    from sttts_jax.evals.harness_questions import Questions, task_source
+    from sttts_jax.evals.questions import Questions, task_source
     from sttts_jax.evals.results import ResultsFile
     from sttts_jax.evals.tasks.registry import find_task
     from sttts_jax.paths import as_path
@@ -109,8 +109,8 @@ def _measure(job: _Job, args: argparse.Namespace) -> None:
     """Fills in the results, from the file where they are there."""
     import jax
 
+    from sttts_jax.evals.gather import everywhere
     from sttts_jax.evals.harness import Harness
-    from sttts_jax.evals.harness_gather import everywhere
 
     steps = _whole_numbers(args.frame_buckets, "--frame_buckets") if args.frame_buckets else []
     harness = Harness(job.subject, args.batch, args.seed, steps)
@@ -136,7 +136,7 @@ def _measure(job: _Job, args: argparse.Namespace) -> None:
 
 
 def _print(jobs: list[_Job]) -> None:
-    from sttts_jax.evals.results_table import Row, remarks, results_table
+    from sttts_jax.evals.table import Row, remarks, results_table
 
     for number, questions in enumerate(jobs[0].questions):
         rows = [
@@ -152,10 +152,10 @@ def _print(jobs: list[_Job]) -> None:
 
 def _report(jobs: list[_Job], args: argparse.Namespace, command: str) -> None:
     """The page and the picture, of the first task."""
-    from sttts_jax.evals.report import kept_tokens_png, training_report
-    from sttts_jax.evals.results_report import Evaluated, report_view
-    from sttts_jax.evals.speed import prefill_seconds
     from sttts_jax.paths import write_bytes, write_text
+    from sttts_jax.report.page import kept_tokens_png, training_report
+    from sttts_jax.report.runs import Evaluated, report_view
+    from sttts_jax.report.speed import prefill_seconds
 
     timed = [(job, s) for job in jobs for s in job.settings if s.max_frames == job.subject.trained.max_frames]
     speed: dict[str, dict[str, float]] = {job.subject.name: {} for job in jobs}

@@ -30,9 +30,9 @@ def main(argv: list[str]) -> int:
 
     from sttts_jax.api import open_subject
     from sttts_jax.data.video import probe
-    from sttts_jax.evals.report import score_page
-    from sttts_jax.evals.view import view_video
     from sttts_jax.paths import write_bytes, write_text
+    from sttts_jax.report.look import view_video
+    from sttts_jax.report.page import score_page
 
     probe(args.video)
     subject = open_subject(args.checkpoint)

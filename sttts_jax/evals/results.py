@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sttts_jax.ckpt.meta import check_config
-from sttts_jax.evals.report_views import Accuracy
 from sttts_jax.paths import PathLike, as_path, read_json, write_json, write_text
+from sttts_jax.report.views import Accuracy
 
 FORMAT_VERSION = 2
 RESULTS = "results.json"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.models.config import LlmConfig
-from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.attention.row_rule import RowRule
 
 BRANCH_STRIDE = 1 << 20  # of the orders of branches: more than the slots of any cache
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sttts_jax.dims import EMBED, HEAD_DIM, HEADS, MLP, QKV
 from sttts_jax.models.config import ConnectorConfig
 from sttts_jax.ops.activation import swiglu
-from sttts_jax.ops.attention import masked_softmax
+from sttts_jax.ops.attention.frames_xla import masked_softmax
 from sttts_jax.ops.init import fan_in, zeros
 
 

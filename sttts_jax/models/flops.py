@@ -96,7 +96,7 @@ def example_pairs(tokens: int, vision: int = 0) -> int:
 
 
 def row_pairs(vision: np.ndarray, example: np.ndarray, segment: np.ndarray) -> int:
-    """Allowed pairs of one packed row [S], exactly as `ops.attention.mask_rows` counts, without an S x S array."""
+    """Allowed pairs of one packed row [S], as `ops.attention.row_rule.mask_rows` counts, without an S x S array."""
     total = 0
     for e in np.unique(example[example >= 0]):
         at = np.flatnonzero(example == e)

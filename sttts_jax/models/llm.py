@@ -18,7 +18,8 @@ from sttts_jax.models.cache import KvCache, write_layer
 from sttts_jax.models.config import LlmConfig
 from sttts_jax.models.lora import Adapters, LoraConfig
 from sttts_jax.ops.activation import swiglu
-from sttts_jax.ops.attention import RowRule, RowsPlan, attend_rows, plan_rows
+from sttts_jax.ops.attention.row_rule import RowRule
+from sttts_jax.ops.attention.rows import RowsPlan, attend_rows, plan_rows
 from sttts_jax.ops.init import Initializer, fan_in, ones, rows
 from sttts_jax.ops.norm import rms_norm
 from sttts_jax.ops.remat import remat_policy

@@ -25,7 +25,7 @@ from sttts_jax.models.config import cuts as cuts
 from sttts_jax.models.config import stack_name as stack_name
 from sttts_jax.models.lora import Adapters, LoraConfig
 from sttts_jax.models.vit_block import Block, Layout, dense
-from sttts_jax.ops.attention import STREAM_KERNELS
+from sttts_jax.ops.attention.kernels import STREAM_KERNELS
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning import baselines
 from sttts_jax.pruning.bias import soft_bias
@@ -33,9 +33,9 @@ from sttts_jax.pruning.bins import switch_bins
 from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import FrameLayout, pack_cells
 from sttts_jax.pruning.ragged import frame_plan, ragged_layout
-from sttts_jax.pruning.rows import FrameRows
 from sttts_jax.pruning.scorer import Scorer
 from sttts_jax.pruning.select import Kept, select_cells
 from sttts_jax.pruning.staircase import stream_layout
@@ -69,7 +69,7 @@ def survivors(grid: CellGrid, kept: Kept, attention: str) -> Layout:
 class Vit(nn.Module):
     """SigLIP2 with STTS. See the module docstring; the pruning methods share everything but the scores.
 
-    `attention` names the kernels, as `ops.attention.choose_kernels` gives them; bins always take XLA's.
+    `attention` names the kernels, as `ops.attention.kernels.choose_kernels` gives them; bins always take XLA's.
     """
 
     cfg: VitConfig

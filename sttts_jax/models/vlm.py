@@ -11,15 +11,15 @@ from sttts_jax.models.cache import KvCache
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
-from sttts_jax.models.rows import PrunedRows, prune_rows
+from sttts_jax.models.pruned_rows import PrunedRows, prune_rows
 from sttts_jax.models.vit import Vit, VitOutput
-from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.ops.loss import LossSums, head_loss
 from sttts_jax.pruning.aux_loss import temporal_loss
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import take_batch
-from sttts_jax.pruning.rows import FrameRows
 from sttts_jax.sharding import constrain
 
 Batch = dict[str, jax.Array]

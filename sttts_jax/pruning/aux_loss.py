@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 
 
 def neighbour_cosine(cells: jax.Array) -> jax.Array:

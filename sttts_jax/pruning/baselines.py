@@ -6,7 +6,7 @@ import numpy as np
 
 from sttts_jax.pruning.aux_loss import neighbour_cosine
 from sttts_jax.pruning.budget import n_drop
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 
 THRESHOLD = 0.85
 # Cosines lie in [-1, 1]: exempt cells rank above every other, and among themselves by how much they changed.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.pruning.cells import CellGrid
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 
 FLOOR = 0.1353352832366127  # e^-2: the bias of the least wanted cell is -2
 RESCALES = ("row", "frame", "affine", "none")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sttts_jax.ops.attention import masked_softmax
+from sttts_jax.ops.attention.frames_xla import masked_softmax
 from sttts_jax.pruning.pack import flatten_cells, take_batch, take_rows
 from sttts_jax.pruning.select import Kept
 

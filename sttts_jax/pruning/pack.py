@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sttts_jax.ops.attention import Plan, attend_frames, attend_stream
+from sttts_jax.ops.attention.frames import Plan, attend_frames, attend_stream
 from sttts_jax.pruning.select import Kept
 
 

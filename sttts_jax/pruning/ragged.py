@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sttts_jax.ops.attention import Plan, attend_stream, plan_stream
+from sttts_jax.ops.attention.frames import Plan, attend_stream, plan_stream
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.pack import pack_cells
 from sttts_jax.pruning.select import Kept
@@ -34,7 +34,7 @@ class RaggedLayout:
 def ragged_layout(kept: Kept, window: int, filled: np.ndarray | None = None, *, kernels: str) -> RaggedLayout:
     """The layout of rows whose cells have `window` patches.
 
-    `filled` bool [C, W]: those that exist (None: all); `kernels` as for `ops.attention.plan_stream`.
+    `filled` bool [C, W]: those that exist (None: all); `kernels` as for `ops.attention.frames.plan_stream`.
     """
     rows, capacity = kept.ids.shape
     frames, cells = kept.mask.shape[-2:]

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax import dims
-from sttts_jax.pruning.rows import FrameRows, previous
+from sttts_jax.pruning.frame_rows import FrameRows, previous
 
 _pooler_init = nn.initializers.normal(0.02)
 _mlp_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")  # std sqrt(1 / fan_in)

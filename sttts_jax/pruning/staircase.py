@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sttts_jax.ops.attention import attend_frames
+from sttts_jax.ops.attention.frames import attend_frames
 from sttts_jax.pruning.pack import pack_cells, take_batch
 from sttts_jax.pruning.select import Kept
 

@@ -17,7 +17,7 @@ from sttts_jax.distributed import DistributedConfig
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import LoraConfig
 from sttts_jax.models.presets import check_keys, preset, with_overrides
-from sttts_jax.ops.attention import KERNELS
+from sttts_jax.ops.attention.kernels import KERNELS
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.optimizer import VLM_LABELS, GroupConfig, OptimizerConfig, without_group
@@ -38,7 +38,7 @@ class ModelConfig:
     overrides       other sizes than the preset's: {"vit": {...}, "connector": {...}, "llm": {...}}
     dtype           of the compute (weights are float32)
     remat           a name of `ops.remat`
-    attention       a name of `ops.attention.KERNELS`; "auto": the kernels of the platform that the run is compiled for
+    attention       a name of `ops.attention.kernels`; "auto": those of the platform that the run is compiled for
     lora_rank, lora_alpha, lora_targets    see `models.lora`; rank 0 is none, and targets are regexes on leaf names
     """
 

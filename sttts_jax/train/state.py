@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sttts_jax.data.schema import RowShape, batch_spec
 from sttts_jax.models.vlm import Vlm
-from sttts_jax.ops.attention import choose_kernels
+from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.sharding import abstract_state, shardings_of
 from sttts_jax.train.config import DTYPES, RunConfig
 from sttts_jax.train.optimizer import Optimizer, make_optimizer

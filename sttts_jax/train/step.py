@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.models.vlm import Batch, Vlm, VlmLoss
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.optimizer import Optimizer, all_finite, guarded_update
 from sttts_jax.train.state import TrainState

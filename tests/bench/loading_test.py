@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sttts_jax.bench.loading import PIPELINE, STAGES, Plan, _rows, file_source, rows_table
-from sttts_jax.cli import _bench_data
+from sttts_jax.cli.bench import data as _bench_data
 from sttts_jax.data.config import data_config
 from sttts_jax.data.sources.encode import encode_mp4
 

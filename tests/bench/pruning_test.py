@@ -17,7 +17,7 @@ from sttts_jax.bench.record import rows_table, write_plot
 from sttts_jax.bench.scopes import SCOPE_CLASSES, Shapes
 from sttts_jax.bench.sizes import bench_vit
 from sttts_jax.bench.timing import Group, Program, Trial, interleave, quartiles
-from sttts_jax.cli import bench
+from sttts_jax.cli.bench import command as bench
 from sttts_jax.cli.main import run
 from sttts_jax.models.presets import preset
 

@@ -16,7 +16,7 @@ from sttts_jax.bench.pruning import Row
 from sttts_jax.bench.suite import run_suite
 from sttts_jax.bench.suite_parts import Part, Scene, held, parts_of, scene
 from sttts_jax.bench.suite_targets import targets
-from sttts_jax.cli import bench
+from sttts_jax.cli.bench import command as bench
 from sttts_jax.cli.main import run
 from sttts_jax.models.presets import preset
 

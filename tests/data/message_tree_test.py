@@ -17,7 +17,7 @@ from sttts_jax.data.prompt import (
 from sttts_jax.data.record import Message
 from sttts_jax.data.schema import EXAMPLE_STRIDE, PREFIX_SEGMENT, RowShape
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.ops.row_attention import RowRule, mask_rows
+from sttts_jax.ops.attention.row_rule import RowRule, mask_rows
 
 MESSAGES = [
     Message("What is it?", "red", "user_qa"),

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sttts_jax.data.sources.encode import encode_mp4
-from sttts_jax.evals import harness_questions
+from sttts_jax.evals import questions as harness_questions
 from sttts_jax.evals.harness import Harness
-from sttts_jax.evals.harness_questions import Questions, frame_ladder, task_source
-from sttts_jax.evals.harness_subject import Setting, Subject
+from sttts_jax.evals.questions import Questions, frame_ladder, task_source
 from sttts_jax.evals.tasks.registry import find_task
+from sttts_jax.infer.checkpoint import Setting, Subject
 
 SETTING = Setting("0.5", 6, 2.0)
 FRAMES = {"short": 2, "middle": 3, "long": 5}  # sampled of clips of 0.5, 1 and 2 seconds

@@ -12,9 +12,9 @@ from sttts_jax.api import open_subject
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.data.sources.registry import build
-from sttts_jax.evals.harness_subject import Subject
+from sttts_jax.infer.checkpoint import Subject
 from sttts_jax.train.config import defaults
-from sttts_jax.train.start import start
+from sttts_jax.train.main import start
 
 
 def _config(data_dir: Path) -> Any:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sttts_jax.data.prompt import option_lines
-from sttts_jax.evals.tasks.answers import normalised, read_option, score_by_style
+from sttts_jax.evals.answers import normalised, read_option, score_by_style
 from sttts_jax.evals.tasks.registry import TASKS, find_task
 
 OPTIONS = ("left", "right", "up", "A ball")

@@ -22,8 +22,8 @@ from sttts_jax.pruning.bias import soft_bias
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import unpack_cells
-from sttts_jax.pruning.rows import FrameRows
 from tests.golden.stts_weights import from_reference, to_reference
 from tests.pruning.cases import quick_jit
 

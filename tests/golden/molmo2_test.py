@@ -10,10 +10,10 @@ import pytest
 from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
 from sttts_jax.models.vit import Vit
-from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 from tests.golden import molmo2_weights as hub
 
 CELLS = {"A": (3, 3), "B": (4, 4)}  # on a 9 x 9 grid; 4 x 4 windows are ragged

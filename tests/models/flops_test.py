@@ -15,7 +15,7 @@ from sttts_jax.models.config import ConnectorConfig, LlmConfig, VlmConfig
 from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
 from sttts_jax.models.presets import preset
-from sttts_jax.ops.attention import RowRule, mask_rows
+from sttts_jax.ops.attention.row_rule import RowRule, mask_rows
 
 MOLMO = preset("molmo2-4b")
 

@@ -13,7 +13,7 @@ from sttts_jax import dims
 from sttts_jax.models.cache import KvCache
 from sttts_jax.models.config import LlmConfig, YarnConfig
 from sttts_jax.models.llm import Llm
-from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.attention.row_rule import RowRule
 
 QWEN = LlmConfig(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=60, extra_vocab=4, dropout=0.1)
 YARN = YarnConfig(8.0, 1.2, 32.0, 1.0, 64, layers=(1,))

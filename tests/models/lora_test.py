@@ -18,7 +18,7 @@ from sttts_jax.models.llm import Llm
 from sttts_jax.models.lora import LoraConfig, factor_index, factor_names, merge, merged_leaf
 from sttts_jax.models.presets import preset
 from sttts_jax.models.vlm import Vlm
-from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.optimizer import GroupConfig, OptimizerConfig, make_optimizer
 from sttts_jax.trees import leaf_names, named_leaves, param_count

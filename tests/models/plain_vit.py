@@ -10,7 +10,7 @@ from sttts_jax.models.vit import cuts, stack_name
 from sttts_jax.pruning.bias import soft_bias
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.scorer import Scorer
 
 

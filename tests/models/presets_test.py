@@ -14,9 +14,9 @@ from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
 from sttts_jax.models.presets import PRESETS, overrides_of, preset, with_overrides
 from sttts_jax.models.vit import Vit
-from sttts_jax.ops.attention import RowRule
+from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 
 # Released totals count a head of its own, also for the 4B model, which trains with a tied one.
 RELEASED = {"molmo2-4b": 4_850_869_200, "molmo2-8b": 8_661_703_120, "molmo2-o-7b": 7_760_786_896}

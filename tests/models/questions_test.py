@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sttts_jax.evals.generate import Generated, QuestionTokens, generate
+from sttts_jax.infer.generate import Generated, QuestionTokens, generate
 from sttts_jax.models.cache import KvCache
 from sttts_jax.models.vlm import Vlm
-from sttts_jax.ops.attention import mask_rows
+from sttts_jax.ops.attention.row_rule import mask_rows
 from sttts_jax.pruning.budget import row_capacity
 from sttts_jax.pruning.config import PruneConfig
 from tests.models.batches import Sizes, Talk, make_batch

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sttts_jax.mesh import make_mesh
 from sttts_jax.models.config import VitConfig
 from sttts_jax.models.vit import Vit
-from sttts_jax.ops import attention
-from sttts_jax.ops.attention import choose_kernels
+from sttts_jax.ops.attention import frames as attention
+from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import unpack_cells
@@ -107,7 +107,7 @@ COMPILE = textwrap.dedent(
     from sttts_jax.mesh import make_mesh
     from sttts_jax.models.vit import Vit
     from sttts_jax.pruning.config import PruneConfig
-    from sttts_jax.pruning.rows import FrameRows
+    from sttts_jax.pruning.frame_rows import FrameRows
 
     cfg, _ = bench_vit("molmo2-4b", reduce=False, layers=4)
     mesh = make_mesh({"data": 4}, topologies.get_topology_desc(sys.argv[1], platform="tpu").devices)

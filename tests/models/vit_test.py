@@ -16,8 +16,8 @@ from sttts_jax.pruning.aux_loss import temporal_loss
 from sttts_jax.pruning.budget import row_capacity
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import METHODS, PruneConfig
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import unpack_cells
-from sttts_jax.pruning.rows import FrameRows
 from sttts_jax.trees import named_leaves
 from tests.models.plain_vit import plain_vit
 from tests.pruning.cases import frame_rows, quick_jit

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sttts_jax.evals.generate import generate
+from sttts_jax.infer.generate import generate
 from sttts_jax.models.connector import Connector
 from sttts_jax.models.vlm import Vlm, pixels_to_patches
 from sttts_jax.pruning.budget import n_kept, row_capacity

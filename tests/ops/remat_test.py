@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sttts_jax.ops.frame_loop import loop_attention, loop_plan
+from sttts_jax.ops.attention.frames_cpu import loop_attention, loop_plan
 from sttts_jax.ops.remat import remat_policy
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sttts_jax.ckpt.hf_config import HUB_TOKEN_IDS, TOKEN_IDS
+from sttts_jax.convert.molmo2_config import HUB_TOKEN_IDS, TOKEN_IDS
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.pruning.cells import CellGrid
 

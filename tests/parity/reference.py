@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sttts_jax.ckpt.hf_config import hf_config
-from sttts_jax.ckpt.hf_table import pieces, tensor_shapes
-from sttts_jax.ckpt.hf_tree import params_of, tensors_of
-from sttts_jax.evals.generate import generate
+from sttts_jax.convert.molmo2_config import hf_config
+from sttts_jax.convert.table import pieces, tensor_shapes
+from sttts_jax.convert.tree import params_of, tensors_of
+from sttts_jax.infer.generate import generate
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.pruning.config import PruneConfig
-from tests.ckpt.hf_dirs import Tensors, write_tensors
+from tests.convert.hf_dirs import Tensors, write_tensors
 from tests.parity.prompts import Array, Prompt
 
 UNPRUNED = PruneConfig(method="none")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sttts_jax.pruning.aux_loss import neighbour_cosine, temporal_loss
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 from tests.pruning.cases import frame_rows, quick_jit
 
 FRAMES, CELLS, WINDOW, WIDTH = 6, 4, 3, 5

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sttts_jax.pruning.budget import n_kept
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 
 Item = tuple[str, int]  # ("video" | "image", frames)
 

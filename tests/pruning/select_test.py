@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttts_jax.pruning.budget import as_fraction, n_drop
-from sttts_jax.pruning.rows import FrameRows
+from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.select import Kept, select_cells
 from tests.pruning.cases import Item, frame_rows, kept_of, quick_jit, scores_like, spans
 

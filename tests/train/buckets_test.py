@@ -15,9 +15,9 @@ from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.train.buckets import Buckets, draw, open_streams
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.cost import update_flops
+from sttts_jax.train.main import run_tokenizer, start
 from sttts_jax.train.metrics import read_lines
 from sttts_jax.train.run import prepare
-from sttts_jax.train.start import run_tokenizer, start
 from tests.train.tiny_run import build_clips, tiny_config
 
 SHARES = ("0", "0.5")

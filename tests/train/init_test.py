@@ -22,7 +22,7 @@ from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.mesh import make_mesh
 from sttts_jax.sharding import abstract_state, shardings_of
 from sttts_jax.train.config import RunConfig, defaults
-from sttts_jax.train.start import run_tokenizer, start
+from sttts_jax.train.main import run_tokenizer, start
 from sttts_jax.train.state import Blueprint, boxed_state, build_model, init_params
 from sttts_jax.trees import named_leaves
 from tests.train.tiny_run import build_clips, tiny_config

@@ -16,8 +16,8 @@ import sttts_jax.train.loop as loop
 from sttts_jax.ckpt.meta import ConfigMismatch
 from sttts_jax.mesh import make_mesh
 from sttts_jax.train.config import RunConfig
+from sttts_jax.train.main import start
 from sttts_jax.train.metrics import read_lines
-from sttts_jax.train.start import start
 from sttts_jax.train.state import blueprint, build_model, fresh_state
 from sttts_jax.train.step import train_step
 from tests.train.tiny_run import build_clips, tiny_config

@@ -7,7 +7,7 @@ import ml_collections
 
 from sttts_jax.data.sources.registry import build
 from sttts_jax.train.config import defaults
-from sttts_jax.train.start import start
+from sttts_jax.train.main import start
 
 
 def build_clips(directory: Path) -> Path:

@@ -1,6 +1,6 @@
 """Your own questions about your own videos: the task `jsonl:PATH` asks what `data.sources.jsonl` reads."""
 
-from sttts_jax.evals.tasks.answers import score_by_style
+from sttts_jax.evals.answers import score_by_style
 from sttts_jax.evals.tasks.task import Task
 
 

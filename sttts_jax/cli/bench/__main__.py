@@ -1,0 +1,8 @@
+"""`python -m sttts_jax.cli.bench` is `sttts-jax bench`."""
+
+import sys
+
+from sttts_jax.cli.bench.command import main
+from sttts_jax.cli.main import run
+
+sys.exit(run("bench", main))

@@ -1,0 +1,108 @@
+"""Which tensor of a checkpoint is which part of our parameter tree, in both directions.
+
+    pieces(cfg, "hub", scorer=False)     Molmo2 as it was released
+    pieces(cfg, "native", scorer=False)  Molmo2 as transformers saves it
+    pieces(cfg, "training", scorer=True) names of the training code, with the scorer of STTS
+    siglip_pieces, qwen3_pieces          what Molmo2 starts from
+    scorer_pieces                        a scorer in a file of its own
+
+Every element of every leaf is covered once, and every tensor is used once; copies of a tied head apart.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from sttts_jax.convert import text as hf_text
+from sttts_jax.convert import vision as hf_vision
+from sttts_jax.convert.piece import CheckpointMismatch, Piece, compare, tensor_shapes
+from sttts_jax.models.config import LlmConfig, VitConfig, VlmConfig
+
+__all__ = [
+    "STYLES",
+    "CheckpointMismatch",
+    "Piece",
+    "Style",
+    "compare",
+    "ignored_siglip",
+    "pieces",
+    "qwen3_pieces",
+    "scorer_pieces",
+    "siglip_pieces",
+    "tensor_shapes",
+]
+
+Style = Literal["hub", "native", "training"]
+STYLES: tuple[Style, ...] = ("hub", "native", "training")
+
+SCORER = "vision_backbone.image_vit.transformer.temporal_token_scorer."
+_VISION = {"hub": "model.vision_backbone.", "training": "vision_backbone."}
+_SIGLIP_PREFIXES = ("vision_model.", "vision_tower.vision_model.", "vision_tower.", "")
+_TEXT_PREFIXES = ("model.", "")
+
+
+def pieces(cfg: VlmConfig, style: Style, scorer: bool) -> list[Piece]:
+    """The table of `models.vlm.Vlm`. Raises ValueError for an unknown style."""
+    if style not in STYLES:
+        raise ValueError(f"no checkpoint style is called {style!r}; use one of {', '.join(STYLES)}")
+    return list(_molmo2(cfg, style, scorer))
+
+
+def _molmo2(cfg: VlmConfig, style: Style, scorer: bool) -> Iterator[Piece]:
+    if style == "native":
+        yield from hf_text.text_pieces(cfg.llm, hf_text.NATIVE)
+        yield from hf_vision.vision_pieces(cfg.vit, hf_vision.NATIVE, "model.vision_tower.")
+        yield from hf_vision.connector_pieces(cfg, hf_vision.NATIVE_CONNECTOR, "model.multi_modal_projector.")
+    else:
+        prefix = _VISION[style]
+        yield from hf_text.text_pieces(cfg.llm, hf_text.HUB if style == "hub" else hf_text.TRAINING)
+        yield from hf_vision.vision_pieces(cfg.vit, hf_vision.HUB, f"{prefix}image_vit.")
+        yield from hf_vision.connector_pieces(cfg, hf_vision.HUB_CONNECTOR, prefix)
+    if scorer:  # transformers has no place for it; its names are the training code's in every style
+        yield from scorer_pieces(cfg.vit, SCORER if style == "training" else f"model.{SCORER}")
+
+
+def scorer_pieces(cfg: VitConfig, prefix: str = SCORER) -> list[Piece]:
+    """The scorer alone."""
+    return list(hf_vision.scorer_block(cfg, prefix))
+
+
+def siglip_pieces(cfg: VitConfig, names: Iterable[str] = ("vision_model.",)) -> list[Piece]:
+    """The vision tower of a SigLIP or SigLIP 2 checkpoint; `names`: its tensors, they tell the prefix."""
+    prefix = _prefix(names, _SIGLIP_PREFIXES)
+    return list(hf_vision.vision_pieces(cfg, hf_vision.SIGLIP, prefix))
+
+
+def ignored_siglip(cfg: VitConfig, names: Iterable[str]) -> list[str]:
+    """Those of `names` that Molmo2 leaves behind: blocks after the last feature, final norm, pooling head, text."""
+    names = list(names)
+    vision = re.escape(_prefix(names, _SIGLIP_PREFIXES))
+    left = (
+        rf"{vision}encoder\.layers{_later(cfg)}",
+        rf"{vision}(post_layernorm|head)\..*",
+        rf"{vision}embeddings\.position_ids",
+        r"text_model\..*",
+        r"logit_(scale|bias)",
+    )
+    return [name for name in names if any(re.fullmatch(pattern, name) for pattern in left)]
+
+
+def _later(cfg: VitConfig) -> str:
+    """Regex of '.i.' and what follows, i a block that is not built."""
+    used = "|".join(str(i) for i in range(hf_vision.used_layers(cfg)))
+    return rf"\.(?!({used})\.)\d+\..*"
+
+
+def qwen3_pieces(cfg: LlmConfig, names: Iterable[str] = ("model.",)) -> list[Piece]:
+    """A Qwen3 checkpoint (`norm="pre"`) or an Olmo3 one ("post"); the extra rows of Molmo2 are not in it."""
+    prefix = _prefix(names, _TEXT_PREFIXES)
+    norms = ("input_layernorm", "post_attention_layernorm")
+    if cfg.norm == "post":
+        norms = ("post_attention_layernorm", "post_feedforward_layernorm")
+    return list(hf_text.text_pieces(cfg, hf_text.transformers_names(prefix, "", norms)))
+
+
+def _prefix(names: Iterable[str], known: tuple[str, ...]) -> str:
+    """The first known prefix that a name has."""
+    names = list(names)
+    return next(prefix for prefix in known if any(name.startswith(prefix) for name in names) or not prefix)

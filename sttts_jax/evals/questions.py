@@ -1,0 +1,188 @@
+"""The questions of a task, and the rows that they need, known before any frame is decoded.
+
+Videos differ in length, so there is a ladder of row shapes, the buckets: a video goes into the smallest that holds it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, Source
+from sttts_jax.data.evaluation import Asked, build_prefix, build_question, list_questions
+from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.schema import RowShape
+from sttts_jax.data.sources.registry import Records, open_source
+from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.data.video import VideoError, probe, sample_times
+from sttts_jax.evals.tasks.task import Task
+from sttts_jax.infer.checkpoint import Setting
+
+BUCKET = 64  # row lengths are multiples of this: few different programs
+QUESTION_BUCKET = 16  # lengths of questions are multiples of this
+# Decoding may correct the times that the packets announce, and with them a few digits of the time stamps.
+SLACK = 16
+FEWEST_FRAMES = 8  # of the ladder
+TOGETHER = 4  # questions a row: what a video costs is shared, and a row's part of the cache stays small
+
+Subtitles = str | tuple[tuple[float, float, str], ...]
+
+
+def frame_ladder(max_frames: int, steps: Sequence[int] = ()) -> list[int]:
+    """Frame counts of the buckets, ascending, `max_frames` last: `steps` below it, or 8, 16, 32, .."""
+    usual = [FEWEST_FRAMES << i for i in range(max_frames.bit_length())]
+    return [*sorted({frames for frames in steps or usual if frames < max_frames}), max_frames]
+
+
+class Bucket(NamedTuple):
+    """Rows of one shape, and who goes there. Plain numbers, so that processes can tell each other.
+
+    frames, length  F and S of the rows, which hold videos without their questions
+    most, longest   Q and T of a row's questions
+    groups          numbers of the questions of each row
+    """
+
+    frames: int
+    length: int
+    most: int
+    longest: int
+    groups: list[list[int]]
+
+
+class _Clip(NamedTuple):
+    """What is asked about one clip. One that cannot be read has duration None, as text alone has."""
+
+    duration: float | None  # seconds
+    subtitles: Subtitles
+    numbers: list[int]
+
+
+class _Sampled(NamedTuple):
+    """A clip at a setting: its frames, the tokens that its questions share, after pruning, and the rows it takes."""
+
+    frames: int
+    alive: int
+    groups: list[list[int]]
+
+
+class Questions:
+    """The first `limit` questions of a task, or all. Raises ValueError where the source is missing or empty."""
+
+    def __init__(self, task: Task, source: Source, tokenizer: Tokenizer, cells: int, limit: int | None = None):
+        self.task, self.source, self.limit = task, source, limit
+        self.records: Records = open_source(source)
+        self._tokenizer, self._cells = tokenizer, cells
+        if not len(self.records):
+            raise ValueError(f"task {task.name}: {source.name} ({source.split}) holds no records")
+
+    @cached_property
+    def asked(self) -> list[Asked]:
+        """Every question, by its number."""
+        return list_questions(self.records, self.limit)
+
+    def row_shape(self, data: DataConfig, setting: Setting) -> RowShape:
+        """A row for any clip with its longest question behind it; the length is rounded up to BUCKET."""
+        longest = max(self._sampled(clip, setting, 1).alive for clip in self._clips) + self._longest
+        return data.evaluation_shape(setting.max_frames, setting.fraction, _round_up(longest + SLACK, BUCKET))
+
+    def plan(self, setting: Setting, ladder: Sequence[int], rows: int, together: int = TOGETHER) -> list[Bucket]:
+        """Every question, in buckets of ascending frames; the last one has the most frames and may have no questions.
+
+        ladder    frame counts, see `frame_ladder`
+        rows      of a batch; clips that do not fill one are not worth a program and go one bucket up
+        together  most questions in a row; those about one clip share rows whether or not they follow each other
+        """
+        clips = [self._sampled(clip, setting, together) for clip in self._clips]
+        most = max(len(group) for clip in clips for group in clip.groups)
+        buckets: list[Bucket] = []
+        waiting: list[_Sampled] = []
+        below = -1
+        for frames in ladder:
+            waiting += [clip for clip in clips if below < clip.frames <= frames]
+            below = frames
+            groups = [group for clip in waiting for group in clip.groups]
+            if len(groups) >= rows or (groups and all(clip.frames <= frames for clip in clips)):
+                buckets.append(self._bucket(frames, most, waiting, groups))
+                waiting = []
+        if buckets[-1].frames < ladder[-1]:  # for clips that turn out to be longer than their packets say
+            longest = max(zip(clips, self._clips, strict=True), key=lambda pair: pair[0].alive)[1]
+            full = self._sampled(longest, dataclasses.replace(setting, max_fps=None), together)
+            buckets.append(self._bucket(ladder[-1], most, [full], []))
+        return buckets
+
+    def _bucket(self, frames: int, most: int, clips: Sequence[_Sampled], groups: list[list[int]]) -> Bucket:
+        length = _round_up(max(clip.alive for clip in clips) + SLACK, BUCKET)
+        return Bucket(frames, length, most, _round_up(self._longest, QUESTION_BUCKET), groups)
+
+    def _sampled(self, clip: _Clip, setting: Setting, together: int) -> _Sampled:
+        times: list[float] = []
+        if clip.duration is not None:
+            times = sample_times(clip.duration, setting.max_frames, setting.max_fps).tolist()
+        try:
+            prefix = build_prefix(self._tokenizer, times, cells=self._cells, subtitles=clip.subtitles)
+            alive = prefix.alive(setting.fraction, self._cells)
+        except RecordError:  # said when it is asked
+            alive = 0
+        return _Sampled(len(times), alive, _split(clip.numbers, together))
+
+    @cached_property
+    def _longest(self) -> int:
+        """Tokens of the longest question."""
+        longest = 1
+        for asked in self.asked:
+            try:
+                message = self.records[asked.record].messages[asked.message]
+                longest = max(longest, len(build_question(self._tokenizer, message)))
+            except RecordError:
+                continue
+        return longest
+
+    @cached_property
+    def _clips(self) -> list[_Clip]:
+        """By their first question; what is wrong with those that cannot be used is said when they are asked."""
+        clips: dict[Any, _Clip] = {}
+        last: tuple[int, _Clip] | None = None
+        for asked in self.asked:
+            if last is None or last[0] != asked.record:
+                last = (asked.record, self._clip(asked.record, clips))
+            last[1].numbers.append(asked.number)
+        return list(clips.values())
+
+    def _clip(self, number: int, clips: dict[Any, _Clip]) -> _Clip:
+        try:
+            record = self.records[number]
+        except RecordError:
+            return clips.setdefault(number, _Clip(None, (), []))
+        video = number if isinstance(record.video, bytes) else record.video
+        key = (video, record.start, record.end, record.subtitles)
+        if key not in clips:
+            try:
+                clips[key] = _Clip(_duration(record), record.subtitles, [])
+            except VideoError:
+                clips[key] = _Clip(None, (), [])
+        return clips[key]
+
+
+def task_source(task: Task, data: DataConfig, data_dir: str | None = None) -> Source:
+    """Where the task's questions lie: in the build that the run was trained on, if it was, else in `data_dir`."""
+    own = next((source for source in data.sources if source.name.split("/")[0] == task.source), None)
+    name, usual = (task.source, DEFAULT_DATA_DIR) if own is None else (own.name, own.data_dir)
+    return Source(name, 1.0, task.split, data_dir or usual)
+
+
+def _duration(record: Record) -> float | None:
+    if record.video is None:
+        return None
+    whole = probe(record.video, record.id if isinstance(record.video, bytes) else None).duration
+    return max(min(whole, whole if record.end is None else record.end) - (record.start or 0.0), 0.0)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _split(numbers: Sequence[int], most: int) -> list[list[int]]:
+    """In order, in as few parts of up to `most` as there can be, of nearly equal size."""
+    parts = -(-len(numbers) // most)
+    size = -(-len(numbers) // parts)
+    return [list(numbers[first : first + size]) for first in range(0, len(numbers), size)]

@@ -1,0 +1,116 @@
+"""What is evaluated: the weights of one checkpoint, and the settings that they were trained with."""
+
+import dataclasses
+from collections.abc import Callable
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sttts_jax.data.config import DataConfig
+from sttts_jax.data.schema import RowShape
+from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.mesh import DataLayout, make_mesh
+from sttts_jax.models.config import VlmConfig
+from sttts_jax.models.vlm import Vlm
+from sttts_jax.ops.attention.kernels import choose_kernels
+from sttts_jax.pruning.budget import as_fraction
+from sttts_jax.pruning.config import PruneConfig
+
+# Rows and parameters over all devices, whatever mesh the checkpoint was trained on.
+MESH = {"fsdp": -1}
+
+
+def canonical_fraction(text: str) -> str:
+    """'0.50' -> '0.5': one spelling for each share of cells to remove. Raises ValueError unless it is in [0, 1)."""
+    as_fraction(text)
+    return format(Decimal(text).normalize(), "f")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """At what the model is asked, maybe other than in training: the share of cells to remove, and the sampling."""
+
+    fraction: str
+    max_frames: int
+    max_fps: float | None
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 1 or (self.max_fps is not None and not self.max_fps > 0):
+            raise ValueError(f"max_frames={self.max_frames} and max_fps={self.max_fps} must be positive")
+        object.__setattr__(self, "fraction", canonical_fraction(self.fraction))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """A checkpoint. Nothing touches a device before `params` or `mesh` is asked for.
+
+    name        of the run, unique among those compared
+    directory   of the run, as text
+    config      of the run, as nested dicts
+    load        mesh -> parameters on it
+    """
+
+    name: str
+    directory: str
+    step: int
+    config: dict[str, Any]
+    vlm: VlmConfig
+    pruning: PruneConfig
+    data: DataConfig
+    dtype: Any
+    attention: str
+    tokenizer: Tokenizer
+    load: Callable[[jax.sharding.Mesh], Any]
+
+    @property
+    def trained(self) -> Setting:
+        """The setting of the training."""
+        return Setting(self.pruning.drops, self.data.max_frames, self.data.max_fps)
+
+    def setting(
+        self, fraction: str | None = None, max_frames: int | None = None, max_fps: float | None = None
+    ) -> Setting:
+        """The trained setting with changes. A method that drops nothing stays at fraction 0."""
+        usual = self.trained
+        keeps_all = self.pruning.method in ("none", "soft_only")
+        return Setting(
+            usual.fraction if fraction is None or keeps_all else fraction,
+            max_frames or usual.max_frames,
+            max_fps or usual.max_fps,
+        )
+
+    def pruned(self, fraction: str) -> PruneConfig:
+        """The pruning at another fraction."""
+        return dataclasses.replace(self.pruning, fraction=fraction)
+
+    def model(self, shape: RowShape) -> Vlm:
+        """The model of a bucket."""
+        prune = self.pruned(shape.fraction)
+        kernels = choose_kernels(self.attention, self.mesh.devices.flat[0].platform, self.dtype, self.vlm.vit.patches)
+        return Vlm(self.vlm, prune, shape.kept, shape.length, self.dtype, "none", kernels)
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices."""
+        return make_mesh(MESH)
+
+    @cached_property
+    def layout(self) -> DataLayout:
+        """Which rows of a batch are this process's."""
+        return DataLayout(self.mesh)
+
+    @cached_property
+    def params(self) -> Any:
+        """Loaded on first use."""
+        return self.load(self.mesh)
+
+    def release(self) -> None:
+        """Lets go of the parameters; they are loaded again when they are needed."""
+        self.__dict__.pop("params", None)
+
+    def key(self, seed: int) -> jax.Array:
+        """What methods that choose at random start from."""
+        return jax.random.fold_in(jax.random.key(seed), jnp.int32(self.step))

@@ -1,0 +1,103 @@
+"""Attention inside frames: the front door, which checks, refuses what no kernel can honour, and calls one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from sttts_jax import dims
+from sttts_jax.ops.attention.frames_cpu import LoopPlan, loop_attention, loop_plan
+from sttts_jax.ops.attention.frames_gpu import frame_attention_cudnn
+from sttts_jax.ops.attention.frames_tpu import StreamPlan, stream_attention, stream_plan
+from sttts_jax.ops.attention.frames_xla import frame_attention_xla
+from sttts_jax.sharding import on_shards, split_axes
+
+Plan = StreamPlan | LoopPlan
+
+
+def plan_stream(
+    segments: jax.Array, seen: jax.Array | None = None, *, frames: int, max_segment: int, kernels: str
+) -> Plan:
+    """What `attend_stream` needs to know of a batch of streams; once per forward.
+
+    segments int32 [B, S]: the frame of each token, 0 .. frames - 1 in rising order, then any larger id for padding;
+    `seen` bool [B, S]: False for tokens that do not exist (None: all do). No frame may stretch over more than
+    `max_segment` tokens. `kernels` is "cpu" (`ops.attention.frames_cpu`) or "tpu" (`ops.attention.frames_tpu`).
+    """
+    make = {"cpu": loop_plan, "tpu": _stream_plan}.get(kernels)
+    if make is None:
+        raise ValueError(f"the {kernels!r} kernels take slots, not streams; use 'cpu' or 'tpu'")
+    rows = PartitionSpec(split_axes(segments.shape[0], dims.ACT_BATCH))
+    make = functools.partial(make, frames=frames, max_segment=max_segment)
+    return on_shards(make, (rows, None if seen is None else rows), rows)(segments, seen)
+
+
+def _stream_plan(segments: jax.Array, seen: jax.Array | None, *, frames: int, max_segment: int) -> StreamPlan:
+    if seen is not None:
+        segments = jnp.where(seen, segments, -1)
+    return stream_plan(segments, frames=frames, max_segment=max_segment)
+
+
+def attend_stream(qkv: jax.Array, plan: Plan, key_bias: jax.Array | None = None) -> jax.Array:
+    """softmax(q k^T / sqrt(d) + key_bias) v inside the frames of streams, by the kernel that `plan` was made for.
+
+    qkv [B, tokens.., 3, H, d], finite `key_bias` [B, tokens..] -> [B, tokens.., H, d]; the axes between hold a stream
+    in order. Softmax in float32; tokens of no frame give zeros. Rows and heads may be split over devices.
+    """
+    batch, lead, tail = qkv.shape[0], qkv.shape[:-3], qkv.shape[-2:]
+    qkv = qkv.reshape(batch, -1, 3, *tail)
+    bias = None if key_bias is None else key_bias.reshape(batch, -1)
+    rows, heads = split_axes(batch, dims.ACT_BATCH), split_axes(tail[0], dims.ACT_HEADS)
+
+    def local(qkv: jax.Array, plan: Plan, bias: jax.Array | None) -> jax.Array:
+        if isinstance(plan, LoopPlan):
+            return loop_attention(qkv, plan, bias)
+        return stream_attention(qkv, plan, key_bias=bias)
+
+    by_row = PartitionSpec(rows)
+    specs = (PartitionSpec(rows, None, None, heads), by_row, None if bias is None else by_row)
+    return on_shards(local, specs, PartitionSpec(rows, None, heads))(qkv, plan, bias).reshape(*lead, *tail)
+
+
+def attend_frames(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    key_bias: jax.Array | None = None,
+    key_mask: jax.Array | None = None,
+    counts: jax.Array | None = None,
+    kernels: str = "xla",
+) -> jax.Array:
+    """softmax(q k^T / sqrt(d) + key_bias) v inside each group of tokens.
+
+    q [..., Sq, H, d], k and v [..., Sk, H, d]; `key_bias` finite floats [..., Sk], the same for all heads and queries;
+    `key_mask` bool [..., Sk], False hides a key; `counts` whole numbers [...]: only the first of a group are tokens.
+    Softmax in float32, result [..., Sq, H, d] in q.dtype. A group without a visible key gives exact zeros, and finite
+    gradients; what padding queries give is nobody's.
+
+    `kernels` is "gpu" (cuDNN: half precision, no `key_mask`, leading axis B) or one of those that take XLA's.
+    """
+    if k.shape != v.shape or q.shape[-2:] != k.shape[-2:] or q.shape[:-3] != k.shape[:-3]:
+        raise ValueError(
+            f"Frame attention wants q [..., Sq, H, d] and k, v [..., Sk, H, d]; got {q.shape}, {k.shape}, {v.shape}."
+        )
+    for name, x in (("key_bias", key_bias), ("key_mask", key_mask)):
+        if x is not None and x.shape != k.shape[:-2]:
+            raise ValueError(f"{name} has shape {x.shape}; one entry per key is {k.shape[:-2]}.")
+    if counts is not None and counts.shape != k.shape[:-3]:
+        raise ValueError(f"counts has shape {counts.shape}; one entry per group is {k.shape[:-3]}.")
+    if key_mask is not None and key_mask.dtype != jnp.bool_:
+        raise ValueError(f"key_mask is {key_mask.dtype}; it must be bool, True where the key is visible.")
+    if kernels != "gpu":
+        if counts is not None:
+            alive = jnp.arange(k.shape[-3]) < counts[..., None]
+            key_mask = alive if key_mask is None else key_mask & alive
+        return frame_attention_xla(q, k, v, key_bias, key_mask)
+    if key_mask is not None:
+        raise ValueError("the 'gpu' kernels cannot hide single keys; take attention='xla' for this grid of cells")
+    rows, heads = split_axes(q.shape[0], dims.ACT_BATCH), split_axes(q.shape[-2], dims.ACT_HEADS)
+    by_row, tokens = PartitionSpec(rows), PartitionSpec(rows, *[None] * (q.ndim - 3), heads)
+    specs = (tokens, tokens, tokens, None if key_bias is None else by_row, None if counts is None else by_row)
+    return on_shards(frame_attention_cudnn, specs, tokens)(q, k, v, key_bias, counts)

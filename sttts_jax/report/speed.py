@@ -1,0 +1,57 @@
+"""How long the prefill of a batch takes at several shares removed: one process, interleaved, medians."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sttts_jax.data.device import to_device
+from sttts_jax.data.schema import RowShape, empty_rows
+from sttts_jax.infer.checkpoint import Subject
+
+ROUNDS = 9
+
+
+def prefill_seconds(shapes: Sequence[tuple[Subject, RowShape]], rows: int, rounds: int = ROUNDS) -> list[float]:
+    """Median seconds of one prefill of `rows` full rows, for each subject and bucket.
+
+    Everything is compiled first; then all take turns, so that a slow minute of the machine hits all alike. What is in
+    the batch does not matter to its time: shapes are static, so rows of black frames take as long as any others.
+    """
+    programs = [_program(subject, shape, rows) for subject, shape in shapes]
+    times: list[list[float]] = [[] for _ in programs]
+    for number in range(rounds + 1):
+        for program, seconds in zip(programs, times, strict=True):
+            before = time.perf_counter()
+            jax.block_until_ready(program())
+            if number:  # the first round warms up
+                seconds.append(time.perf_counter() - before)
+    return [float(np.median(seconds)) for seconds in times]
+
+
+def _program(subject: Subject, shape: RowShape, rows: int) -> Any:
+    model = subject.model(shape)
+
+    def prefill(params: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, batch, shape.length, rng, method="prefill")[0]
+
+    with jax.set_mesh(subject.mesh):
+        arrays = to_device(full_rows(shape, subject.layout.rows_per_process(rows)), subject.layout.sharding(), rows)
+        key = subject.key(0)
+        compiled = jax.jit(prefill).lower(subject.params, arrays, key).compile()
+    return lambda: compiled(subject.params, arrays, key)
+
+
+def full_rows(shape: RowShape, rows: int) -> dict[str, np.ndarray]:
+    """A batch of rows without padding: one video of F black frames, then text up to U tokens."""
+    batch = empty_rows(shape, rows)
+    cells = shape.frames * shape.cells
+    batch["frame_item"][:] = 0
+    batch["frame_prunable"][:] = True
+    batch["example"][:] = batch["segment"][:] = 0
+    batch["cells"][:, :cells] = np.arange(cells)
+    batch["vision"][:, :cells] = True
+    batch["position"][:] = np.arange(shape.unpruned)
+    return batch

@@ -1,0 +1,317 @@
+"""Answers about a file: the same as everywhere else, said piece by piece, and the command around them."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sttts_jax.cli import answer as command
+from sttts_jax.cli.main import run as run_command
+from sttts_jax.data.sources.encode import encode_mp4
+from sttts_jax.evals.harness import Harness
+from sttts_jax.evals.questions import Questions, task_source
+from sttts_jax.evals.tasks.registry import find_task
+from sttts_jax.infer.checkpoint import Subject
+from sttts_jax.infer.generate import Generated, QuestionTokens, generate
+from sttts_jax.infer.model import Answer, Model, Saying, Scene, question_tokens
+from sttts_jax.mesh import make_mesh
+from sttts_jax.models.presets import preset
+from sttts_jax.pruning.budget import n_kept
+
+CELLS = preset("tiny").vit.cells
+QUESTION = "What color is the ball?"
+QUESTIONS = [QUESTION, "Where does it go after the panel turned, and which one of the others appeared before?", "Why?"]
+SHORT = Saying(max_new_tokens=32)
+
+
+def _noise(path: Path, pictures: int, seed: int = 0) -> Path:
+    frames = np.random.default_rng(seed).integers(0, 255, (pictures, 48, 96, 3), np.uint8)
+    path.write_bytes(encode_mp4(frames, 4))
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds of noise, wider than high."""
+    return _noise(tmp_path_factory.mktemp("video") / "noise.mp4", 12)
+
+
+def _alone(subject: Subject, **changes: Any) -> Subject:
+    """On one device, for which programs compile faster; the command's tests run on all of them."""
+    other = dataclasses.replace(subject, **changes)
+    other.__dict__["mesh"] = make_mesh({"fsdp": 1}, jax.devices()[:1])
+    return other
+
+
+@pytest.fixture(scope="module")
+def subject(subjects: dict[str, Subject]) -> Subject:
+    return _alone(subjects["scorer"])
+
+
+@pytest.fixture(scope="module")
+def model(subject: Subject) -> Model:
+    return Model(subject)
+
+
+@pytest.fixture(scope="module")
+def said(model: Model, video: Path) -> tuple[Scene, list[Answer]]:
+    """A scene with three questions, asked one after another."""
+    scene = model.watch(video)
+    return scene, [scene.ask(question, SHORT) for question in QUESTIONS]
+
+
+def _by_generate(subject: Subject, scene: Scene, question: str, saying: Saying) -> Generated:
+    """The answer that `infer.generate` gives on the same row."""
+    ids = question_tokens(subject.tokenizer, question)
+    asked = QuestionTokens(jnp.asarray(ids)[None, None], jnp.full((1, 1), len(ids), jnp.int32))
+    with jax.set_mesh(subject.mesh):
+        return generate(
+            subject.model(scene.shape),
+            {"params": subject.params},
+            scene._batch,
+            max_new_tokens=saying.max_new_tokens,
+            stop_ids=(subject.tokenizer.eos,),
+            temperature=saying.temperature,
+            top_p=saying.top_p,
+            rng=subject.key(saying.seed),
+            questions=asked,
+        )
+
+
+def _tokens(said: Generated) -> list[int]:
+    return np.asarray(said.tokens)[0, 0, : int(said.lengths[0, 0])].tolist()
+
+
+def test_questions_on_a_scene_are_answered_as_generate_does(subject: Subject, said: tuple[Scene, list[Answer]]) -> None:
+    scene, answers = said
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        expected = _by_generate(subject, scene, question, SHORT)
+        assert list(answer.tokens) == _tokens(expected)
+        assert answer.stopped == (len(answer.tokens) < SHORT.max_new_tokens)
+        assert answer.text == subject.tokenizer.decode(answer.tokens).strip()
+        mask = np.asarray(expected.kept)[0, : scene.frames]
+        assert scene.keep is not None and np.array_equal(scene.keep.reshape(mask.shape), mask)
+        assert scene.scores is not None
+    assert len({answer.tokens for answer in answers}) > 1, "constant answers prove little"
+    assert [answer.compile_s > 0 for answer in answers] == [True, False, False]
+    assert scene.cells == (n_kept(4, "0.5", CELLS), 4 * CELLS)
+
+
+@pytest.mark.parametrize("saying", [Saying(32, 1.5, 0.9, seed=3), Saying(32, 5.0, 1.0, seed=4)])
+def test_sampled_answers_are_those_of_generate(
+    subject: Subject, said: tuple[Scene, list[Answer]], saying: Saying
+) -> None:
+    scene, answers = said
+    answer = scene.ask(QUESTION, saying)
+    assert list(answer.tokens) == _tokens(_by_generate(subject, scene, QUESTION, saying))
+    assert answer.tokens != answers[0].tokens
+    assert scene.ask(QUESTION, saying).tokens == answer.tokens
+    assert scene.ask(QUESTION, dataclasses.replace(saying, seed=5)).tokens != answer.tokens
+    assert scene.ask(QUESTION, SHORT).tokens == answers[0].tokens
+
+
+def test_a_harness_says_the_same(
+    subject: Subject, said: tuple[Scene, list[Answer]], video: Path, tmp_path: Path
+) -> None:
+    messages = [{"question": question, "answer": "red", "style": "user_qa"} for question in QUESTIONS]
+    (tmp_path / "own.jsonl").write_text(json.dumps({"video": str(video), "messages": messages}))
+    task = find_task(f"jsonl:{tmp_path / 'own.jsonl'}")
+    assert task.max_new_tokens == SHORT.max_new_tokens
+    questions = Questions(task, task_source(task, subject.data), subject.tokenizer, subject.data.cells)
+    _, answers = Harness(subject, 1).run(questions, subject.trained)
+    assert [answer.text for answer in said[1]] == [answer["prediction"] for answer in answers]
+
+
+def test_pieces_make_the_text(said: tuple[Scene, list[Answer]]) -> None:
+    scene, answers = said
+    pieces: list[str] = []
+    answer = scene.ask(QUESTIONS[1], SHORT, pieces.append)
+    assert answer.tokens == answers[1].tokens
+    assert "".join(pieces).rstrip() == answer.text and all(pieces)
+    assert len(pieces) > 3 and max(map(len, pieces)) < len(answer.text)
+
+
+@pytest.mark.parametrize("most", [1, 2, 9, 31])
+def test_an_answer_is_cut_where_it_should(subject: Subject, said: tuple[Scene, list[Answer]], most: int) -> None:
+    scene, answers = said
+    room, *_ = scene._engine._programs
+    longest = np.argmax([len(answer.tokens) for answer in answers])
+    ids, whole = question_tokens(subject.tokenizer, QUESTIONS[longest]), answers[longest]
+    talk, prefix = scene._begin(scene._engine._programs[room], room, ids, Saying(most))
+    assert [i for new in talk for i in new][: len(whole.tokens)] == list(whole.tokens[:most])
+    assert talk.made <= most
+    scene._held = (room, 0, prefix._replace(cache=talk.state.cache))
+
+
+def test_a_scene_is_read_once(
+    model: Model, said: tuple[Scene, list[Answer]], video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, reads = model.watch(video), []
+    for programs in model._engine._programs.values():
+        read = programs.read
+        monkeypatch.setattr(programs, "read", lambda *inputs, read=read: reads.append(1) or read(*inputs))
+    answers = [scene.ask(question, SHORT) for question in QUESTIONS[::2]]
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in said[1][::2]]
+    assert len(reads) == 1 and not any(answer.compile_s for answer in answers)
+    longer = scene.ask("Why does it turn and appear? " * 20, SHORT)  # more than the cache at hand has room for
+    assert longer.compile_s > 0 and scene._held is not None and scene._held[0].longest > 64
+    assert [scene.ask(question, SHORT).tokens for question in QUESTIONS[::2]] == [a.tokens for a in answers]
+    assert len(reads) == 1  # the larger cache serves them too
+
+
+def test_cells_chosen_at_random_depend_on_the_seed_alone(subjects: dict[str, Subject], video: Path) -> None:
+    scene = Model(_alone(subjects["random"])).watch(video)
+    masks = []
+    for seed in (0, 1, 0):
+        scene.ask(QUESTION, dataclasses.replace(SHORT, seed=seed))
+        assert scene.keep is not None and scene.scores is None and scene.keep.sum() == scene.cells[0]
+        masks.append(scene.keep)
+    assert np.array_equal(masks[0], masks[2]) and not np.array_equal(masks[0], masks[1])
+
+
+def test_weights_in_the_type_of_the_compute_change_nothing(subjects: dict[str, Subject], video: Path) -> None:
+    half = _alone(subjects["scorer"], dtype=jnp.bfloat16)
+    model = Model(half)
+    scene = model.watch(video)
+    answer = scene.ask(QUESTION, SHORT)
+    assert {x.dtype for x in jax.tree.leaves(model._engine.params["llm"])} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves(half.params["llm"])} == {jnp.dtype(jnp.float32)}
+    assert list(answer.tokens) == _tokens(_by_generate(half, scene, QUESTION, SHORT))
+
+
+def test_rows_of_more_frames_than_the_video_has(model: Model, said: tuple[Scene, list[Answer]], video: Path) -> None:
+    """The next step of the ladder, but no more than may be sampled; and a lower or higher fraction."""
+    scene = model.watch(video, max_frames=100, max_fps=1.0, start=0.5)
+    assert (scene.frames, scene.shape.frames) == (4, 4)
+    assert scene.times == pytest.approx([0.5, 1.5, 2.5, 3.0])
+    wide = model.watch(video, max_frames=100, max_fps=1.5)
+    assert (wide.frames, wide.shape.frames) == (6, 6) and model.watch(video, max_frames=5).shape.frames == 5
+    more = model.watch(video, max_frames=100, max_fps=2.0)
+    assert (more.frames, more.shape.frames) == (7, 8)
+    answer, expected = more.ask(QUESTION, SHORT), _by_generate(model.subject, more, QUESTION, SHORT)
+    assert list(answer.tokens) == _tokens(expected) and more.keep is not None and len(more.keep) == 7
+    few = model.watch(video, fraction="0.70")
+    assert few.cells == (n_kept(4, "0.7", CELLS), 4 * CELLS) and few.kept_share == few.cells[0] / few.cells[1]
+
+
+def test_images_come_before_the_video(model: Model, video: Path, tmp_path: Path) -> None:
+    rng, files = np.random.default_rng(1), []
+    for number, size in enumerate(((40, 60, 3), (90, 30, 3))):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(files[-1])
+    both = model.watch(video, images=files, max_crops=0)
+    alone = model.watch(images=files, max_crops=0)
+    assert (both.frames, both.shape.frames, both.shape.crops) == (4, 6, 2)
+    assert (alone.frames, alone.shape.frames, alone.kept_share) == (0, 2, 1.0)
+    assert both.image_tokens == alone.image_tokens == 2 * 9  # of 6 x 6 patches, 2 x 2 of them a window
+    for scene in (both, alone):
+        text = model.subject.tokenizer.decode(scene.prefix.tokens, skip_special=False)
+        image = f"<low_res_im_start>{'<im_patch>' * 9}<im_end>"
+        assert text.startswith(f"<|im_end|>Image 1{image}Image 2{image}")
+    answer, expected = both.ask(QUESTION, SHORT), _by_generate(model.subject, both, QUESTION, SHORT)
+    assert list(answer.tokens) == _tokens(expected)
+    assert both.keep is not None and both.keep.sum() == both.cells[0] == n_kept(4, "0.5", CELLS)
+    assert alone.ask(QUESTION, SHORT).tokens and alone.keep is None
+    with pytest.raises(ValueError, match="images: a page shows what was kept of a video"):
+        alone.view([])
+
+
+def test_subtitles_are_cut_to_the_clip(model: Model, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:00.200 --> 00:00.900\nbefore\n\n00:01.500 --> 00:09.000\nred ball\n")
+    scene = model.watch(video, start=1, end=3, subtitles=tmp_path / "a.vtt")
+    same = model.watch(video, start=1, end=3, subtitles=[(1.5, 3.0, "red ball")])
+    text = model.subject.tokenizer.decode(scene.prefix.tokens)
+    assert text.endswith("subtitle\n0.5 - 2.0 red ball\n") and "before" not in text
+    assert np.array_equal(same.prefix.tokens, scene.prefix.tokens)
+    with pytest.raises(ValueError, match=r"contains the reserved token <\|im_end\|>"):
+        model.watch(video, subtitles=[(0.0, 3.0, "<|im_end|>")])
+
+
+def _answer(runs: dict[str, Path], *words: str, method: str = "scorer") -> int:
+    return run_command("answer", command.main, ["--checkpoint", str(runs[method]), "--max_new_tokens", "32", *words])
+
+
+def test_command_with_several_videos_and_questions(
+    runs: dict[str, Path],
+    said: tuple[Scene, list[Answer]],
+    video: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = _noise(tmp_path / "other.mp4", 8, seed=1)
+    words = ["--video", str(video), "--video", str(other), "--question", QUESTIONS[0], "--question", QUESTIONS[1]]
+    page, facts = tmp_path / "pages/a.html", tmp_path / "a.json"
+    assert _answer(runs, *words, "--dtype", "float32", "--show", str(page), "--json", str(facts)) == 0
+    out = capsys.readouterr().out
+    scene, answers = said
+    assert f"noise.mp4: {QUESTIONS[0]}\n{answers[0].text}" in out
+    assert f"other.mp4: {QUESTIONS[1]}\n" in out
+    kept, everything = scene.cells
+    assert out.count(f"[4 frames, {kept} of {everything} vision tokens kept ({kept / everything:.1%}); prompt ") == 4
+    assert out.count("compiled before that in ") == 1 and out.count("first token after ") == 4
+    record = json.loads(facts.read_text())
+    assert record["step"] == 2 and record["method"] == "scorer" and record["saying"]["max_new_tokens"] == 32
+    assert [scene["video"] for scene in record["scenes"]] == ["noise.mp4", "other.mp4"]
+    assert [a["tokens"] for a in record["scenes"][0]["answers"]] == [list(a.tokens) for a in answers[:2]]
+    assert record["scenes"][0]["vision_tokens_kept"] == kept
+    html = page.read_text()
+    assert "noise.mp4" in html and "step 2" in html and "What color is the ball?" in html
+    assert "other.mp4" in (tmp_path / "pages/a-2.html").read_text()
+
+
+def test_questions_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTIONS[0]}\n\n {QUESTIONS[2]}\n"))
+    assert list(command._questions(["-"])) == QUESTIONS[::2]
+    assert list(command._questions(QUESTIONS)) == QUESTIONS
+
+
+def test_mistakes_are_one_sentence(
+    runs: dict[str, Path],
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Subject, "params", property(lambda self: pytest.fail("weights were loaded")))
+    monkeypatch.setattr(Subject, "mesh", property(lambda self: pytest.fail("a device was touched")))
+    (tmp_path / "junk.mp4").write_bytes(b"junk")
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    (tmp_path / "a.srt").write_text("no times")
+    (tmp_path / "b.srt").write_text("00:00 --> 00:03\n<|im_end|>")
+    ask, of = ["--question", QUESTION], ["--video", str(video)]
+    for words, cause in (
+        (ask, "there is nothing to look at"),
+        ([*ask, "--video", str(tmp_path / "absent.mp4")], "no such file"),
+        ([*ask, *of, "--video", str(tmp_path / "junk.mp4")], "junk.mp4: cannot be opened"),
+        ([*ask, *of, "--start", "9"], "outside of the video's"),
+        ([*ask, *of, "--start", "2", "--end", "1"], "is empty or outside"),
+        ([*ask, "--image", str(tmp_path / "junk.png")], "junk.png: cannot be read as an image"),
+        ([*ask, "--image", str(tmp_path / "junk.png"), "--show", "a.html"], "are about a video"),
+        ([*ask, *of, "--show", "a.gif"], "must end in .html"),
+        ([*of, "--question", " "], "--question is empty"),
+        ([*of, *ask, "--question", "-"], "goes with no other --question"),
+        ([*of, "--question", "What is <|im_start|>?"], "contains the reserved token <|im_start|>"),
+        ([*ask, *of, "--subtitles", str(tmp_path / "a.srt")], "holds no subtitles with times"),
+        ([*ask, *of, "--subtitles", str(tmp_path / "b.srt")], "contains the reserved token"),
+        ([*ask, *of, *of, "--subtitles", str(tmp_path / "a.srt")], "belong to one video"),
+        ([*ask, *of, "--pruned_fraction", "1"], "out of range"),
+        ([*ask, *of, "--max_frames", "0"], "--max_frames 0 must be at least 1"),
+        ([*ask, *of, "--max_new_tokens", "0"], "--max_new_tokens 0 must be at least 1"),
+        ([*ask, *of, "--temperature", "-1"], "use 0 for greedy"),
+        ([*ask, *of, "--top_p", "0"], "use a share in (0, 1]"),
+        ([*ask, *of, "--dtype", "half"], "dtype 'half' is unknown; choose one of float32, bfloat16"),
+        ([*ask, *of, "--checkpoint", str(tmp_path)], "holds no whole checkpoint"),
+    ):
+        assert _answer(runs, *words) == 2, words
+        said = capsys.readouterr().err
+        assert cause in said
+        assert len(said.strip().splitlines()) == 1
+    assert _answer(runs, *ask, *of, "--pruned_fraction", "0.5", method="none") == 2
+    assert "'none' removes nothing, so a fraction of 0.5 cannot be had" in capsys.readouterr().err

@@ -1,0 +1,142 @@
+"""`sttts-jax score`: the mask of the whole model, for any video file, as a page or as arrays."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sttts_jax.cli import score
+from sttts_jax.cli.main import run as run_command
+from sttts_jax.data.sources.encode import encode_mp4
+from sttts_jax.data.video import decode
+from sttts_jax.evals.harness import Harness
+from sttts_jax.evals.questions import Questions, task_source
+from sttts_jax.evals.results import unpack_mask
+from sttts_jax.evals.tasks.registry import find_task
+from sttts_jax.infer.checkpoint import Subject
+from sttts_jax.models.presets import preset
+from sttts_jax.pruning.budget import n_kept
+from sttts_jax.report.look import display_size, look
+
+VIDEOS = Path(os.environ.get("STTTS_SHARED", Path(__file__).parents[3] / "shared")) / "data/videos"
+GRID = preset("tiny").vit.cell_grid
+CELLS = preset("tiny").vit.cells
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Three seconds of noise, wider than high."""
+    frames = np.random.default_rng(0).integers(0, 255, (12, 48, 96, 3), np.uint8)
+    (tmp_path / "noise.mp4").write_bytes(encode_mp4(frames, 4))
+    return tmp_path / "noise.mp4"
+
+
+def _score(runs: dict[str, Path], method: str, video: Path, out: Path, *more: str) -> int:
+    return run_command(
+        "score",
+        score.main,
+        ["--checkpoint", str(runs[method]), "--video", str(video), "--out", str(out), *more],
+    )
+
+
+def test_arrays(runs: dict[str, Path], video: Path, tmp_path: Path) -> None:
+    assert _score(runs, "scorer", video, tmp_path / "a.npz") == 0
+    with np.load(tmp_path / "a.npz") as saved:
+        assert set(saved) == {"scores", "keep", "times", "fraction"}
+        keep, scores = saved["keep"], saved["scores"]
+        assert keep.shape == scores.shape == (4, *GRID)
+        assert keep.dtype == np.bool_
+        assert keep.sum() == n_kept(4, "0.5", CELLS)
+        assert keep[0].all()
+        assert scores[1:][keep[1:]].min() >= scores[1:][~keep[1:]].max()
+        assert np.allclose(saved["times"], [0, 1, 2, 3])
+        assert saved["fraction"] == 0.5
+
+
+def test_arrays_of_a_clip_at_another_budget(runs: dict[str, Path], video: Path, tmp_path: Path) -> None:
+    more = ["--pruned_fraction", "0.25", "--max_frames", "3", "--start", "1", "--end", "2"]
+    assert _score(runs, "random", video, tmp_path / "a.npz", *more) == 0
+    with np.load(tmp_path / "a.npz") as saved:
+        assert set(saved) == {"keep", "times", "fraction"}  # no scorer, no scores
+        assert saved["keep"].sum() == n_kept(3, "0.25", CELLS)
+        assert np.allclose(saved["times"], [1, 1.5, 2])
+
+
+def test_page(runs: dict[str, Path], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _score(runs, "scorer", video, tmp_path / "pages/a.html") == 0
+    page = (tmp_path / "pages/a.html").read_text()
+    assert "noise.mp4" in page
+    assert "step 2" in page
+    assert f"4 frames, {n_kept(4, '0.5', CELLS)} of {4 * CELLS} cells kept" in capsys.readouterr().out
+
+
+def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
+    subjects: dict[str, Subject], video: Path, tmp_path: Path
+) -> None:
+    subject, file = subjects["scorer"], tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"video": video.name, "messages": [{"question": "What?", "answer": "noise"}]}))
+    task = find_task(f"jsonl:{file}")
+    questions = Questions(task, task_source(task, subject.data), subject.tokenizer, subject.data.cells)
+    _, (answer,) = Harness(subject, 8).run(questions, subject.trained)
+    frames = decode(video, max_frames=4, max_fps=2.0, size=subject.data.size).frames
+    keep, scores = look(subject, frames, "0.5")
+    assert np.array_equal(keep, unpack_mask(answer["mask"], keep.shape))
+    assert scores is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("sar_2x1_testsrc.mp4", (270, 960)),  # stored 640 x 360 with pixels twice as wide as high
+        ("rotated_90_3frames.mov", (568, 320)),  # stored lying
+        ("flipping_a_pancake.mkv", (240, 426)),
+    ],
+)
+@pytest.mark.skipif(not VIDEOS.is_dir(), reason="needs the shared videos; set STTTS_SHARED")
+def test_real_videos_in_their_own_shape(
+    name: str, size: tuple[int, int], runs: dict[str, Path], tmp_path: Path
+) -> None:
+    assert display_size(VIDEOS / name, name) == size
+    assert _score(runs, "scorer", VIDEOS / name, tmp_path / "a.html") == 0
+    assert (tmp_path / "a.html").stat().st_size > 20_000
+
+
+@pytest.mark.skipif(not VIDEOS.is_dir(), reason="needs the shared videos; set STTTS_SHARED")
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("audio_only.mp4", "no video stream"), ("no_streams.mp4", "no streams"), ("truncated_silent.mp4", "cut short")],
+)
+def test_real_bad_files(
+    name: str, cause: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _score(runs, "scorer", VIDEOS / name, tmp_path / "a.html") == 2
+    assert cause in capsys.readouterr().err
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_mistakes_are_one_sentence(
+    runs: dict[str, Path],
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Subject, "params", property(lambda self: pytest.fail("weights were loaded")))
+    (tmp_path / "junk.mp4").write_bytes(b"junk")
+    out = tmp_path / "a.npz"
+    for path, more, cause in (
+        (tmp_path / "junk.mp4", [], "junk.mp4: cannot be opened"),
+        (tmp_path / "absent.mp4", [], "no such file"),
+        (video, ["--start", "9"], "outside of the video's"),
+        (video, ["--start", "2", "--end", "1"], "is empty or outside"),
+        (video, ["--pruned_fraction", "1"], "out of range"),
+        (video, ["--max_frames", "-1"], "must be positive"),
+        (video, ["--out", "a.gif"], "must end in .html or .npz"),
+        (video, ["--checkpoint", str(tmp_path)], "holds no whole checkpoint"),
+    ):
+        assert _score(runs, "scorer", path, out, *more) == 2
+        said = capsys.readouterr().err
+        assert cause in said
+        assert len(said.strip().splitlines()) == 1
