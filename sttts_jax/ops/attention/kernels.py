@@ -1,8 +1,8 @@
 """Which attention kernels there are, and which a program gets.
 
 Two shapes of attention exist in the model: inside frames (`frames`), and over packed rows (`rows`). Frames come as
-slots of one size (`attend_frames`) or as a stream of tokens in which they follow one another (`attend_stream`). Which kernel
-runs where:
+slots of one size (`attend_frames`) or as a stream of tokens in which they follow one another (`attend_stream`). Which
+kernel runs where:
 
     kernels   whole frames, and survivors                        rows of the language model
     xla       XLA on frames and on slots; every platform         XLA, queries in blocks
