@@ -104,6 +104,8 @@ def _ask(scene: "Scene", question: str, saying: "Saying", args: argparse.Namespa
 
 
 def _line(scene: "Scene", answer: "Answer") -> Iterator[str]:
+    from sttts_jax.evals.prose import seconds
+
     kept, everything = scene.cells
     if scene.frames:
         yield f"{scene.frames} frames, {kept:,} of {everything:,} vision tokens kept ({scene.kept_share:.1%})"
@@ -111,14 +113,10 @@ def _line(scene: "Scene", answer: "Answer") -> Iterator[str]:
         yield f"{scene.image_tokens:,} vision tokens of images"
     yield f"prompt {scene.prompt_tokens:,} tokens before the question"
     rate = "" if answer.tokens_per_s is None else f", then {answer.tokens_per_s:.3g} tokens/s"
-    yield f"first token after {_seconds(answer.first_token_s)}{rate}"
+    yield f"first token after {seconds(answer.first_token_s)}{rate}"
     yield f"{len(answer.tokens)} tokens" + ("" if answer.stopped else ", cut at --max_new_tokens")
     if answer.compile_s:
-        yield f"compiled before that in {_seconds(answer.compile_s)}"
-
-
-def _seconds(value: float) -> str:
-    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
+        yield f"compiled before that in {seconds(answer.compile_s)}"
 
 
 def _show(scene: "Scene", answers: Sequence["Answer"], path: str) -> None:

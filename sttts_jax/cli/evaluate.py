@@ -153,7 +153,8 @@ def _print(jobs: list[_Job]) -> None:
 def _report(jobs: list[_Job], args: argparse.Namespace, command: str) -> None:
     """The page and the picture, of the first task."""
     from sttts_jax.paths import write_bytes, write_text
-    from sttts_jax.report.page import kept_tokens_png, training_report
+    from sttts_jax.report.film import kept_tokens_png
+    from sttts_jax.report.page import training_report
     from sttts_jax.report.runs import Evaluated, report_view
     from sttts_jax.report.speed import prefill_seconds
 

@@ -21,9 +21,10 @@ from sttts_jax.data.config import SAMPLINGS
 from sttts_jax.data.image import resize
 from sttts_jax.data.video_stream import VideoError
 
-__all__ = ["Video", "VideoError", "decode", "probe", "sample_indices", "sample_times"]
+__all__ = ["Video", "VideoError", "decode", "display_size", "probe", "sample_indices", "sample_times"]
 
 EDGE = 1e-6  # requested times keep this far from both ends of the stream, seconds
+DISPLAY = 960  # the longer side of a shown frame, pixels at most
 ROUNDING = 1e-7  # a time this little before a frame appears means that frame
 
 
@@ -108,6 +109,18 @@ def probe(source: str | Path | bytes, name: str | None = None) -> video_stream.T
     name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
     with video_stream.open_stream(source, name, 1) as (container, stream):
         return video_stream.scan(container, stream, name)
+
+
+def display_size(video: str | Path | bytes, name: str, most: int = DISPLAY) -> tuple[int, int]:
+    """(height, width) to show a video at: upright, with square pixels, no side above `most`. Raises VideoError."""
+    with video_stream.open_stream(video, name, 1) as (_, stream):
+        stored = (stream.codec_context.height, stream.codec_context.width)
+        pixel = float(stream.sample_aspect_ratio or 1) or 1.0
+    upright = decode(video, max_frames=1, max_fps=None, size=None, name=name).frames.shape[1:3]
+    turned = upright == stored[::-1] and stored[0] != stored[1]
+    height, width = (upright[0] * pixel, upright[1]) if turned else (upright[0], upright[1] * pixel)
+    scale = min(1.0, most / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class _Wanted(NamedTuple):

@@ -19,10 +19,11 @@ from sttts_jax.data.evaluation import EvalBatch, QuestionShape, eval_batches
 from sttts_jax.data.schema import RowShape
 from sttts_jax.evals.gather import gather, to_host
 from sttts_jax.evals.questions import TOGETHER, Bucket, Questions, frame_ladder
-from sttts_jax.evals.results import Key, Result, Tally, pack_mask
+from sttts_jax.evals.results import Key, Result, Tally
 from sttts_jax.evals.tasks.task import Task
 from sttts_jax.infer.checkpoint import Setting, Subject
 from sttts_jax.infer.generate import Generated, QuestionTokens, generate
+from sttts_jax.infer.kept import pack_mask
 
 HISTOGRAM_BINS = 20
 Answer = dict[str, Any]

@@ -1,45 +1,16 @@
-"""Counts, intervals, and results.json: what was measured, of which step, at which setting."""
+"""Counts, and results.json: what was measured, of which step, at which setting."""
 
-import base64
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from sttts_jax.ckpt.meta import check_config
+from sttts_jax.evals.accuracy import Accuracy, wilson
 from sttts_jax.paths import PathLike, as_path, read_json, write_json, write_text
-from sttts_jax.report.views import Accuracy
 
 FORMAT_VERSION = 2
 RESULTS = "results.json"
-Z95 = 1.959964  # two-sided 95 % of the normal distribution
-
-
-def wilson(right: int, count: int, z: float = Z95) -> Accuracy:
-    """A share with its Wilson score interval, which stays sensible near 0, near 1 and for few questions."""
-    if not 0 <= right <= count:
-        raise ValueError(f"{right} of {count} cannot be right; counts must be 0 <= right <= count")
-    if count == 0:
-        return Accuracy(0.0, 0.0, 1.0, 0)
-    share, spread = right / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * ((share * (1 - share) + spread / 4) / count) ** 0.5 / (1 + spread)
-    # At the ends the interval touches 0 or 1 exactly; rounding must not push it past the share.
-    return Accuracy(share, min(max(0.0, middle - half), share), max(min(1.0, middle + half), share), count)
-
-
-def pack_mask(keep: np.ndarray) -> str:
-    """bool, any shape -> text, a bit a cell."""
-    return base64.b64encode(np.packbits(keep.reshape(-1)).tobytes()).decode("ascii")
-
-
-def unpack_mask(text: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `pack_mask`: bool of that shape."""
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=math.prod(shape))
-    return bits.astype(bool).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)

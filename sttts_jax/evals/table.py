@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
 from sttts_jax.evals.results import Result, Tally
-from sttts_jax.report.charts import percent
-from sttts_jax.report.page import METHODS, seconds
-from sttts_jax.report.views import Accuracy
 from sttts_jax.trees import table
 
 
@@ -31,7 +29,7 @@ def results_table(rows: Sequence[Row]) -> str:
         tallies = [result.overall, *(result.families.get(family) for family in families)]
         lines.append(
             [
-                METHODS.get(row.method, row.method),
+                METHOD_NAMES.get(row.method, row.method),
                 row.run,
                 percent(float(result.key.fraction)),
                 str(result.key.max_frames),
@@ -47,7 +45,7 @@ def results_table(rows: Sequence[Row]) -> str:
 def _accuracy(tally: Tally | None) -> str:
     if tally is None:
         return "-"
-    value: Accuracy = tally.accuracy
+    value = tally.accuracy
     return f"{100 * value.value:.1f} ± {50 * (value.high - value.low):.1f}"
 
 

@@ -20,11 +20,10 @@ import numpy as np
 from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops, crop_image, read_image
 from sttts_jax.data.evaluation import build_prefix
 from sttts_jax.data.subtitles import Line, cut_subtitles, read_subtitles
-from sttts_jax.data.video import Video, decode
+from sttts_jax.data.video import Video, decode, display_size
 from sttts_jax.infer.checkpoint import Setting, Subject
 from sttts_jax.infer.engine import Engine
 from sttts_jax.infer.scene import Answer, Saying, Scene, question_tokens
-from sttts_jax.report.look import display_size
 
 __all__ = ["Answer", "Model", "Saying", "Scene", "question_tokens"]
 

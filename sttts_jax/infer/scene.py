@@ -16,8 +16,8 @@ from sttts_jax.data.tokenizer import TextStream, Tokenizer
 from sttts_jax.data.video import Video
 from sttts_jax.infer.checkpoint import Setting
 from sttts_jax.infer.engine import Draw, Engine, Prefix, Programs, Room, Talk
+from sttts_jax.infer.kept import ScoreView
 from sttts_jax.pruning.budget import n_kept
-from sttts_jax.report.views import ScoreView
 
 # Frames of the rows, up to the most that may be sampled: from 4 on, each step adds at most half.
 FRAMES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)

@@ -8,6 +8,8 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
+from sttts_jax.evals.prose import percent
+
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 38
 MAX_POINTS = 240
@@ -39,12 +41,6 @@ class Axes:
     references: Sequence[tuple[float, str]] = field(default_factory=tuple)
     smooth: bool = False
     from_zero: bool = False
-
-
-def percent(value: float) -> str:
-    """0.5 -> '50 %'; one decimal where it says something."""
-    text = f"{100 * value:.1f}".removesuffix(".0")
-    return f"{text} %"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -1,12 +1,12 @@
 """A video as a strip: pictures with dropped cells dimmed, score maps, captions, and the data of the player."""
 
-import base64
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sttts_jax.infer.kept import ScoreView, pack_mask
 from sttts_jax.report.images import (
     dim_dropped,
     expand,
@@ -16,7 +16,6 @@ from sttts_jax.report.images import (
     png,
     resize,
 )
-from sttts_jax.report.views import ScoreView
 
 # Bytes of base64 text. A page holds one strip and one set of player frames and stays below about 6 MB.
 STRIP_BUDGET = 1_800_000
@@ -82,7 +81,7 @@ def player_data(view: ScoreView) -> dict[str, Any]:
         "aspect": view.frames.shape[2] / view.frames.shape[1],
         "times": [round(float(time), 3) for time in view.times],
         "shares": [round(float(share), 4) for share in view.shares],
-        "keep": [base64.b64encode(np.packbits(mask.reshape(-1)).tobytes()).decode("ascii") for mask in view.keep],
+        "keep": [pack_mask(mask) for mask in view.keep],
         "images": images,
         "heat": heat,
         "start": _telling_frame(view),

@@ -8,18 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sttts_jax.data.video import Video, decode
-from sttts_jax.data.video_stream import open_stream
-from sttts_jax.evals.results import unpack_mask
+from sttts_jax.data.video import Video, decode, display_size
 from sttts_jax.infer.checkpoint import Setting, Subject
+from sttts_jax.infer.kept import ScoreView, unpack_mask
 from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import pixels_to_patches
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.frame_rows import FrameRows
-from sttts_jax.report.views import ScoreView
-
-DISPLAY = 960  # the longer side of a shown frame, pixels at most
 
 
 def look(subject: Subject, frames: np.ndarray, fraction: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
@@ -106,15 +102,3 @@ def _facts(duration: float, setting: Setting, size: str, keep: np.ndarray) -> Ma
         "Frames": f"{len(keep)}, at most {setting.max_frames}{rate}",
         "Model sees": f"{size} a frame, {keep.shape[1]} x {keep.shape[2]} cells",
     }
-
-
-def display_size(video: str | Path | bytes, name: str, most: int = DISPLAY) -> tuple[int, int]:
-    """(height, width) to show a video at: upright, with square pixels, no side above `most`. Raises VideoError."""
-    with open_stream(video, name, 1) as (_, stream):
-        stored = (stream.codec_context.height, stream.codec_context.width)
-        pixel = float(stream.sample_aspect_ratio or 1) or 1.0
-    upright = decode(video, max_frames=1, max_fps=None, size=None, name=name).frames.shape[1:3]
-    turned = upright == stored[::-1] and stored[0] != stored[1]
-    height, width = (upright[0] * pixel, upright[1]) if turned else (upright[0], upright[1] * pixel)
-    scale = min(1.0, most / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -11,39 +11,20 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from sttts_jax.report.charts import Axes, Line, bars, histogram, line_chart, percent
+from sttts_jax.evals.accuracy import Accuracy
+from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
+from sttts_jax.infer.kept import ScoreView
+from sttts_jax.report.charts import Axes, Line, bars, histogram, line_chart
 from sttts_jax.report.film import (
     STRIP_BUDGET,
-    kept_tokens_png,
     player_data,
     score_range,
     shots,
     spread,
     where_uri,
 )
-from sttts_jax.report.views import PANELS, Accuracy, Panel, ReportView, RunView, ScoreView
+from sttts_jax.report.views import ReportView, RunView
 
-__all__ = [
-    "PANELS",
-    "Accuracy",
-    "Panel",
-    "ReportView",
-    "RunView",
-    "ScoreView",
-    "kept_tokens_png",
-    "score_page",
-    "training_report",
-]
-
-# Method -> its name in prose. Its colour is the CSS class `s-METHOD`; others take `s-other0`, `s-other1`, ...
-METHODS = {
-    "none": "unpruned",
-    "scorer": "STTS",
-    "random": "random",
-    "easy": "frame difference",
-    "reference_tracking": "reference tracking",
-    "soft_only": "soft bias only",
-}
 # Method -> what happens to the cells after the first frame.
 DROPS = {
     "scorer": "those with the lowest scores are dropped",
@@ -62,7 +43,7 @@ def score_page(view: ScoreView) -> str:
         .get_template("score.html")
         .render(
             view=view,
-            method=METHODS.get(view.method, view.method),
+            method=METHOD_NAMES.get(view.method, view.method),
             kept=kept,
             drops=DROPS.get(view.method, "some are dropped"),
             total=total,
@@ -110,11 +91,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def seconds(value: float) -> str:
-    """0.0123 -> '12.3 ms'; 1.234 -> '1.23 s'."""
-    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
-
-
 def _column(frames: int) -> int:
     """Width in CSS pixels of a frame in the strip: fewer frames are shown larger."""
     return 232 if frames <= 8 else 164 if frames <= 32 else 116
@@ -136,7 +112,7 @@ def _counts_chart(edges: np.ndarray, kept: np.ndarray, dropped: np.ndarray) -> M
 
 
 def _coloured(runs: Sequence[RunView], scorer_last: bool = False) -> list[tuple[RunView, str]]:
-    """Each run with its colour class: that of its method, or a spare one if two runs share a method.
+    """Each run with its colour class: `s-METHOD`, or a spare one, `s-other0` to `s-other3`, if two share a method.
 
     `scorer_last` is for lines: where two coincide, the one drawn last is seen.
     """
@@ -144,7 +120,7 @@ def _coloured(runs: Sequence[RunView], scorer_last: bool = False) -> list[tuple[
     out = []
     for run in runs:
         css = f"s-{run.method}"
-        if run.method not in METHODS or css in taken:
+        if run.method not in METHOD_NAMES or css in taken:
             css = f"s-other{sum(name.startswith('s-other') for name in taken) % 4}"
         taken.add(css)
         out.append((run, css))
@@ -234,7 +210,7 @@ def _clips(views: Sequence[ScoreView]) -> list[dict[str, Any]]:
     for view in views:
         strip = {
             "view": view,
-            "method": METHODS.get(view.method, view.method),
+            "method": METHOD_NAMES.get(view.method, view.method),
             "shots": shots(view, spread(len(view.frames), CLIP_FRAMES), budget),
         }
         if clips and (clips[-1]["video"], clips[-1]["question"]) == (view.video, view.question):

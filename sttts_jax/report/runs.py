@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 import sttts_jax
+from sttts_jax.evals.prose import METHOD_NAMES, percent
 from sttts_jax.evals.questions import Questions
 from sttts_jax.evals.results import Result
 from sttts_jax.evals.table import step_text
 from sttts_jax.infer.checkpoint import Subject
-from sttts_jax.report.charts import percent
+from sttts_jax.infer.kept import ScoreView
 from sttts_jax.report.look import view_video
-from sttts_jax.report.page import METHODS
-from sttts_jax.report.views import ReportView, RunView, ScoreView
+from sttts_jax.report.views import ReportView, RunView
 
 CLIPS = 4
 LONGEST = 80  # characters of an answer
@@ -67,7 +67,7 @@ def _names(runs: Sequence[Evaluated]) -> list[str]:
     labels = []
     for run in runs:
         method, fraction = run.subject.pruning.method, float(run.subject.trained.fraction)
-        labels.append(METHODS.get(method, method) + (f", {percent(fraction)} removed" if fraction else ""))
+        labels.append(METHOD_NAMES.get(method, method) + (f", {percent(fraction)} removed" if fraction else ""))
     return [
         f"{label} ({run.subject.name})" if labels.count(label) > 1 else label
         for label, run in zip(labels, runs, strict=True)

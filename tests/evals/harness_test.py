@@ -16,6 +16,7 @@ from sttts_jax.cli import evaluate
 from sttts_jax.cli.main import run as run_command
 from sttts_jax.data.evaluation import QuestionShape, eval_batches
 from sttts_jax.data.sources.encode import encode_mp4
+from sttts_jax.evals.accuracy import wilson
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import (
     BUCKET,
@@ -25,9 +26,10 @@ from sttts_jax.evals.questions import (
     frame_ladder,
     task_source,
 )
-from sttts_jax.evals.results import ResultsFile, pack_mask, unpack_mask, wilson
+from sttts_jax.evals.results import ResultsFile
 from sttts_jax.evals.tasks.registry import find_task
 from sttts_jax.infer.checkpoint import Setting, Subject, canonical_fraction
+from sttts_jax.infer.kept import pack_mask, unpack_mask
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
 

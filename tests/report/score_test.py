@@ -10,15 +10,15 @@ import pytest
 from sttts_jax.cli import score
 from sttts_jax.cli.main import run as run_command
 from sttts_jax.data.sources.encode import encode_mp4
-from sttts_jax.data.video import decode
+from sttts_jax.data.video import decode, display_size
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, task_source
-from sttts_jax.evals.results import unpack_mask
 from sttts_jax.evals.tasks.registry import find_task
 from sttts_jax.infer.checkpoint import Subject
+from sttts_jax.infer.kept import unpack_mask
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
-from sttts_jax.report.look import display_size, look
+from sttts_jax.report.look import look
 
 VIDEOS = Path(os.environ.get("STTTS_SHARED", Path(__file__).parents[3] / "shared")) / "data/videos"
 GRID = preset("tiny").vit.cell_grid
