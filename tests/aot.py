@@ -19,6 +19,7 @@ def run_for_tpu(code: str, topology: str) -> list[str]:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # these tests are about what the compiler makes for a TPU
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "TPU_LIBRARY_PATH": str(Path(found.origin).with_name("libtpu.so")),

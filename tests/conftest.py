@@ -1,15 +1,28 @@
-"""Every test sees 8 CPU devices, so that meshes, shardings and layouts are tested without an accelerator.
+"""What every test runs under: set in the environment before jax is imported, and so handed on to what tests start.
 
-The flag must be in the environment before jax is imported, so nothing above this line may import jax. Tests that need
-another count start a process of their own (tests/multiprocess).
+Eight CPU devices, so that meshes, shardings and layouts are tested without an accelerator; tests that need another
+count start a process of their own (tests/multiprocess). XLA compiles without its optimisations, because these programs
+run for milliseconds and would be polished for seconds; tests of what the optimiser makes are marked `optimized`. One
+folder keeps compiled programs for all workers of a run and what they start; JAX_COMPILATION_CACHE_DIR names one that
+stays.
 """
 
 import os
+import shutil
+import tempfile
 
 _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+_FAST = "jax_disable_most_optimizations"
+os.environ[_FAST.upper()] = "1"
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_OWN_CACHE = None if _CACHE in os.environ else tempfile.mkdtemp(prefix="jax_cache_")  # workers inherit the variable
+if _OWN_CACHE:
+    os.environ[_CACHE] = _OWN_CACHE
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import sys  # noqa: E402
 
@@ -32,3 +45,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if jax.default_backend() != "gpu":
         for item in wanted:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run with JAX_PLATFORMS=cuda"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the fixtures: they compile as their test does."""
+    _compile_fast(item.get_closest_marker("optimized") is None)
+
+
+def _compile_fast(fast: bool) -> None:
+    if os.environ[_FAST.upper()] == str(int(fast)):
+        return
+    os.environ[_FAST.upper()] = str(int(fast))
+    if "jax" in sys.modules:
+        import jax
+
+        jax.config.update(_FAST, fast)
+        jax.clear_caches()  # jit would go on with what it compiled the other way
+
+
+def pytest_unconfigure() -> None:
+    if _OWN_CACHE:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,12 +45,8 @@ COLLECTIVE = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|
 
 
 @pytest.fixture(autouse=True)
-def _small_model_quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "sharded_test", CFG)
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _run(method: str = "scorer", accumulate: int = 1) -> RunConfig:

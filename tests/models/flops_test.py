@@ -54,6 +54,7 @@ def _counted(f, *args) -> float:
     return jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.optimized
 def test_the_language_model_costs_what_xla_counts() -> None:
     cfg = LlmConfig(width=128, layers=2, heads=4, kv_heads=2, head_dim=32, mlp=384, vocab=512)
     model, zero = Llm(cfg, scan=False), jnp.zeros((1, 64), jnp.int32)
@@ -66,6 +67,7 @@ def test_the_language_model_costs_what_xla_counts() -> None:
     assert _counted(lambda p, h: model.apply(p, h, method="logits"), params, hidden) == flops.head_flops(cfg, 64)
 
 
+@pytest.mark.optimized
 def test_the_connector_costs_what_xla_counts() -> None:
     cfg, windows = ConnectorConfig(width=64, heads=4, head_dim=16, mlp=128), jnp.zeros((40, 9, 128))
     model = Connector(cfg, 96)

@@ -183,6 +183,7 @@ def test_a_video_is_run_once_for_all_its_questions() -> None:
     assert four < 1.5 * one and prompts > 2 * four
 
 
+@pytest.mark.optimized
 def test_decoding_writes_the_cache_in_place() -> None:
     """No copy of a cache's size inside the loops of the compiled program."""
     slots = LENGTH + 3 * (6 + COUNT)

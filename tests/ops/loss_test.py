@@ -70,6 +70,7 @@ def test_bfloat16_states_give_float32_sums_and_a_float32_head_gradient() -> None
     np.testing.assert_allclose(loss, head_loss(hidden, head, targets, weights).mean(), rtol=2e-2)
 
 
+@pytest.mark.optimized
 def test_logits_of_the_whole_row_never_exist() -> None:
     length, vocab, chunk = 2048, 4096, 128
     shapes = [((1, length, 8), jnp.float32), ((vocab, 8), jnp.float32)]

@@ -22,6 +22,7 @@ def test_unknown_names_are_refused(name: str) -> None:
         remat_policy(name)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(("policy", "loops"), [("none", 2), ("attention", 2), ("full", 3)])
 def test_the_attention_policy_runs_the_forward_kernel_once(policy: str, loops: int) -> None:
     """Everything else of the layer is made again; the kernel is one loop a pass."""

@@ -1,7 +1,6 @@
 """One share a step: which, from which stream, compiled how often, and resumed how."""
 
 import collections
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ from tests.train.tiny_run import build_clips, tiny_config
 
 SHARES = ("0", "0.5")
 STEPS = 8
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quickly_compiled() -> Iterator[None]:
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _config(clips: Path, **settings: Any) -> Any:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,15 +22,6 @@ SIZES = Sizes(frames=4, cells=9, unpruned=72, vocab=512, pixels=72)
 SCORER = ("vit/scorer/.*",)
 # A language model whose weights are much larger than anything that a row of 54 tokens makes of them.
 WIDE = {"llm": {"layers": 2, "mlp": 4096}}
-
-
-@pytest.fixture(name="quick")
-def _quick() -> Iterator[None]:
-    """Programs of which only the results matter."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _run(overrides: dict[str, Any] | None = None, **optimizer: Any) -> RunConfig:
@@ -66,7 +56,6 @@ def _trained(run: RunConfig, steps: int) -> tuple[Blueprint, TrainState, TrainSt
     return plan, first, state, jax.device_get(metrics)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_frozen_parameters_stay_and_the_others_learn(accumulate: int) -> None:
     config = _run(train_only=SCORER)
@@ -81,7 +70,6 @@ def test_frozen_parameters_stay_and_the_others_learn(accumulate: int) -> None:
     assert moments == 2 * sum(x.size for name, x in after.items() if name.startswith("vit/scorer/"))
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_trained_gradients_are_those_of_training_all() -> None:
     _, _, _, every = _trained(_run(), 1)
     _, _, _, some = _trained(_run(train_only=(*SCORER, "connector/.*", "llm/.*")), 1)
@@ -91,6 +79,7 @@ def test_the_trained_gradients_are_those_of_training_all() -> None:
         assert some[f"grad_norm/{group}"] == pytest.approx(every[f"grad_norm/{group}"], rel=1e-4)
 
 
+@pytest.mark.optimized
 def test_training_the_scorer_alone_is_cheaper_and_forms_no_gradient_of_the_rest() -> None:
     """Of the compiled steps: FLOPs, bytes of intermediate results, and what has the shape of an LLM weight."""
     flops, temp, made = {}, {}, {}

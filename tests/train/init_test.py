@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,6 @@ from tests.train.tiny_run import build_clips, tiny_config
 
 LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
 SMALL = {"llm": {"layers": 2, "dropout": 0.1}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quickly_compiled() -> Iterator[None]:
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _config(method: str = "scorer", **settings: Any) -> Any:

@@ -128,6 +128,7 @@ def test_another_example_changes_nothing_not_even_a_bit(block: int) -> None:
     assert all(not g[:, :4].any() for g in grad)
 
 
+@pytest.mark.optimized
 def test_a_long_row_never_holds_an_s_by_s_array() -> None:
     length = 4096
     rule = RowRule.of(jnp.ones((1, length), bool), jnp.zeros((1, length), jnp.int32))
