@@ -14,6 +14,7 @@ import jax
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.infer.checkpoint import Subject
 from sttts_jax.infer.model import Model
@@ -21,7 +22,6 @@ from sttts_jax.paths import PathLike, as_path
 from sttts_jax.sharding import abstract_state
 from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import DTYPES, RunConfig
-from sttts_jax.train.main import TOKENIZER
 from sttts_jax.train.state import build_model, init_params
 
 
@@ -46,7 +46,7 @@ def open_subject(directory: PathLike) -> Subject:
     meta = read_meta(step)
     config = saved_config(meta)
     run = RunConfig.build(config)
-    workdir = step.parent.parent
+    workdir = Workdir.of_step(step)
 
     def load(mesh: jax.sharding.Mesh) -> Any:
         shape = run.data.row_shape
@@ -55,8 +55,8 @@ def open_subject(directory: PathLike) -> Subject:
         return load_params(step, abstract_state(boxed, mesh))
 
     return Subject(
-        name=workdir.name,
-        directory=str(directory if as_path(directory) == workdir else workdir),
+        name=workdir.root.name,
+        directory=str(directory if as_path(directory) == workdir.root else workdir.root),
         step=int(meta["step"]),
         config=config,
         vlm=run.vlm,
@@ -69,8 +69,8 @@ def open_subject(directory: PathLike) -> Subject:
     )
 
 
-def _tokenizer(workdir: Any, run: RunConfig) -> Tokenizer:
-    kept = as_path(workdir) / TOKENIZER
+def _tokenizer(workdir: Workdir, run: RunConfig) -> Tokenizer:
+    kept = workdir.tokenizer
     if not (kept / "tokenizer.json").exists():
         raise ValueError(f"{kept}: holds no tokenizer.json; copy the tokenizer directory of the run there")
     return Tokenizer.load(kept, run.vlm.llm.vocab)

@@ -1,8 +1,8 @@
-"""What lies in a checkpoint directory, and whether a step's files are all there and whole.
+"""What lies in a directory of steps, and whether a step's files are all there and whole.
 
 DIR/<step>/            one Orbax checkpoint: params, opt, data, meta
-DIR/sizes/<step>.json  {file: bytes}, written after the step was committed; truncation shows without reading the
-arrays DIR/broken/<step>.<n>  steps that a resume had to pass over, kept for a look
+DIR/sizes/<step>.json  {file: bytes}, written after the commit, so that truncation shows without reading the arrays
+DIR/broken/<step>.<n>  steps that a resume had to pass over, kept for a look
 """
 
 import itertools
@@ -10,6 +10,7 @@ import re
 
 from etils import epath
 
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.paths import PathLike, as_path, read_json, write_json
 
 _MARKER = "_CHECKPOINT_METADATA"  # Orbax writes it into every step
@@ -28,16 +29,20 @@ def step_directory(directory: PathLike, step: int) -> epath.Path:
     return as_path(directory) / str(step)
 
 
+def directories_of_steps(directory: PathLike) -> list[epath.Path]:
+    """Where DIR has steps: in itself, or, where it is a run's workdir, in its checkpoints."""
+    return [place for place in (as_path(directory), Workdir(directory).checkpoints) if list_steps(place)]
+
+
 def resolve_step(directory: PathLike) -> epath.Path:
     """The step directory meant by DIR, which is either one itself or holds some; then the newest whole one.
 
-    A run's workdir works too: its checkpoints lie in WORKDIR/checkpoints.
-    Raises FileNotFoundError that says what was looked for.
+    A run's workdir works too. Raises FileNotFoundError that says what was looked for.
     """
     root = as_path(directory)
     if (root / _MARKER).exists():
         return root
-    for place in (root, root / "checkpoints"):
+    for place in directories_of_steps(root):
         whole = next((step for step in reversed(list_steps(place)) if not problem_of(place, step)), None)
         if whole is not None:
             return step_directory(place, whole)

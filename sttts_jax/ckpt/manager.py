@@ -56,7 +56,7 @@ class Restored:
 class Manager:
     """All processes make the same calls in the same order, from the main thread.
 
-    manager = Manager(workdir / "checkpoints", config)
+    manager = Manager(workdir.checkpoints, config)
     found = manager.restore_latest(abstract_params, abstract_opt, iterator, config=config, layout=layout.describe())
     for step in ...:
         manager.check()                                   # a failed save ends the run here, not hours later

@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
 def _plan(args: argparse.Namespace) -> list[_Job]:
     """Reads configs, opens sources and earlier results; nothing is compiled or loaded."""
     from sttts_jax.api import open_subject
+    from sttts_jax.ckpt.workdir import Workdir
     from sttts_jax.evals.questions import Questions, task_source
     from sttts_jax.evals.results import ResultsFile
     from sttts_jax.evals.tasks.registry import find_task
@@ -98,7 +99,7 @@ def _plan(args: argparse.Namespace) -> list[_Job]:
         ]
         # A method that drops nothing has one fraction only, so some settings may be the same.
         settings = list(dict.fromkeys(subject.setting(k, f, args.max_fps) for f in frames for k in fractions))
-        out = as_path(args.out) if args.out else as_path(subject.directory) / "eval"
+        out = as_path(args.out) if args.out else Workdir(subject.directory).evaluations
         out = out / subject.name.strip("/").replace("/", "_") if args.out and len(subjects) > 1 else out
         file = ResultsFile(out, subject.name, subject.config, args.overwrite)
         jobs.append(_Job(subject, asked, settings, file, _metrics(subject.directory)))
@@ -183,10 +184,10 @@ def _report(jobs: list[_Job], args: argparse.Namespace, command: str) -> None:
 
 def _metrics(directory: str) -> list[dict[str, Any]]:
     """Lines of the run's metrics.jsonl; none where the checkpoint came without."""
-    from sttts_jax.paths import as_path
+    from sttts_jax.ckpt.workdir import Workdir
     from sttts_jax.train.metrics import read_lines
 
-    path = as_path(directory) / "metrics.jsonl"
+    path = Workdir(directory).metrics
     return read_lines(path) if path.exists() else []
 
 

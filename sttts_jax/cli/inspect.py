@@ -57,9 +57,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--depth", type=int, default=0, help="fold leaves below so many names (0: show all)")
     arguments = parser.parse_args(argv)
     root = as_path(arguments.directory)
-    for place in (root, root / "checkpoints"):
-        if files.list_steps(place):
-            print(f"{place}\n{_steps_table(place)}\n")
+    for place in files.directories_of_steps(root):
+        print(f"{place}\n{_steps_table(place)}\n")
     step = files.resolve_step(root)
     meta = read_meta(step)
     config = saved_config(meta)

@@ -11,7 +11,6 @@ from etils import epath
 from sttts_jax.convert.safetensors_files import INDEX
 from sttts_jax.paths import PathLike, as_path, is_local
 
-SIDE_FOLDER = "hf"  # of a converted checkpoint: the source's side files
 SIDE_SUFFIXES = (".json", ".txt", ".jinja")
 CONFIG = "config.json"
 

@@ -13,7 +13,8 @@ from etils import epath
 
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.meta import build_meta
-from sttts_jax.convert.disk import SIDE_FOLDER, Summary, check_target, copy_files, side_files
+from sttts_jax.ckpt.workdir import Workdir
+from sttts_jax.convert.disk import Summary, check_target, copy_files, side_files
 from sttts_jax.convert.import_plan import ImportPlan, plan_molmo2, plan_parts, write_plan
 from sttts_jax.convert.safetensors_files import whole_directory
 from sttts_jax.data.tokenizer import ADDED_TOKENS, USED, Tokenizer
@@ -21,8 +22,6 @@ from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.presets import overrides_of
 from sttts_jax.paths import as_path
 from sttts_jax.train.config import RunConfig, defaults
-from sttts_jax.train.main import TOKENIZER
-from sttts_jax.train.run import CHECKPOINTS
 from sttts_jax.trees import flatten_mapping, param_count
 
 RELEASED = ("molmo2-4b", "molmo2-8b", "molmo2-o-7b")
@@ -72,13 +71,14 @@ def _plan(sources: tuple[str, ...], wanted: Wanted) -> ImportPlan:
 def _write(
     plan: ImportPlan, folder: epath.Path, meta: dict[str, Any], tokenizer: Tokenizer, kept: list[epath.Path]
 ) -> None:
-    steps = folder / CHECKPOINTS
+    workdir = Workdir(folder)
+    steps = workdir.checkpoints
     steps.mkdir()
     write_plan(plan, files.step_directory(steps, 0), meta)
     files.record_sizes(steps, 0)
-    tokenizer.save(folder / TOKENIZER)
+    tokenizer.save(workdir.tokenizer)
     if kept:
-        copy_files(kept, folder / SIDE_FOLDER)
+        copy_files(kept, workdir.hf_files)
 
 
 def source_tokenizer(source: str, given: str, cfg: VlmConfig, whole: bool) -> Tokenizer:

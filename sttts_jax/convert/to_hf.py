@@ -7,7 +7,8 @@ from etils import epath
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import read_meta
-from sttts_jax.convert.disk import CONFIG, SIDE_FOLDER, Summary, check_target, copy_files, side_files
+from sttts_jax.ckpt.workdir import Workdir
+from sttts_jax.convert.disk import CONFIG, Summary, check_target, copy_files, side_files
 from sttts_jax.convert.export_plan import plan_export, write_export
 from sttts_jax.convert.molmo2_config import CELL, ConfigStyle, hf_config, style_of
 from sttts_jax.convert.safetensors_files import whole_directory
@@ -15,7 +16,6 @@ from sttts_jax.convert.table import Style
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.paths import as_path, read_json, write_json
 from sttts_jax.train.config import RunConfig
-from sttts_jax.train.main import TOKENIZER
 
 
 def export_checkpoint(source: str, target: str, names: str, dtype: str, shard_gb: float, dry_run: bool) -> str:
@@ -30,13 +30,13 @@ def export_checkpoint(source: str, target: str, names: str, dtype: str, shard_gb
     step = resolve_step(source)
     config = saved_config(read_meta(step))
     run = RunConfig.build(config)
-    workdir = step.parent.parent
+    workdir = Workdir.of_step(step)
     side = side_folder(workdir, config)
     base = None if side is None else read_json(side / CONFIG)
     style = cast(Style, names or (style_of(base) if base else "hub"))
     spelling: ConfigStyle = "native" if style == "native" else "hub"
     written = hf_config(run.vlm, spelling, base)
-    tokenizer = None if side is not None else Tokenizer.load(workdir / TOKENIZER, run.vlm.llm.vocab)
+    tokenizer = None if side is not None else Tokenizer.load(workdir.tokenizer, run.vlm.llm.vocab)
     plan = plan_export(step, run.vlm, style, dtype)
     check_target(target, plan.nbytes)
     if not dry_run:
@@ -54,11 +54,11 @@ def export_checkpoint(source: str, target: str, names: str, dtype: str, shard_gb
     return text
 
 
-def side_folder(workdir: epath.Path, config: dict[str, Any]) -> epath.Path | None:
+def side_folder(workdir: Workdir, config: dict[str, Any]) -> epath.Path | None:
     """DIR/hf of the converted checkpoint itself, or of the one that the run started from, or that one's start."""
     for _ in range(16):  # a circle of names would never end
-        if (workdir / SIDE_FOLDER / CONFIG).exists():
-            return workdir / SIDE_FOLDER
+        if (workdir.hf_files / CONFIG).exists():
+            return workdir.hf_files
         before = config.get("init_from")
         if not before:
             return None
@@ -66,5 +66,5 @@ def side_folder(workdir: epath.Path, config: dict[str, Any]) -> epath.Path | Non
             step = resolve_step(as_path(before))
         except FileNotFoundError:
             return None
-        workdir, config = step.parent.parent, saved_config(read_meta(step))
+        workdir, config = Workdir.of_step(step), saved_config(read_meta(step))
     return None

@@ -52,7 +52,7 @@ def train(run: Run, out: Any = None) -> TrainState:
         clock = Clock(_peak(run))
         clock.restore(counters.get("clock", {}))
         writer = Metrics(
-            run.workdir,
+            run.workdir.root,
             total_steps=total,
             resume_step=start,
             console_keys=CONSOLE,
@@ -61,7 +61,7 @@ def train(run: Run, out: Any = None) -> TrainState:
         )
         writer.note(origin)
         watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
-        profile, late = ProfileWindow(config.profile, run.workdir / "profile"), Late()
+        profile, late = ProfileWindow(config.profile, run.workdir.profile), Late()
         try:
             for number in range(start + 1, total + 1):
                 bucket = run.buckets.at(number)

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.paths import PathLike, as_path, is_local, write_text
 
 
@@ -219,10 +220,10 @@ class Metrics:
         self._keys = console_keys
         if workdir is None or jax.process_index() != 0:
             return
-        root = as_path(workdir)
-        root.mkdir(parents=True, exist_ok=True)
-        self._lines = JsonLines(root / "metrics.jsonl", resume_step)
-        self._board = TensorBoard(root / "tensorboard", resume_step) if tensorboard else None
+        place = Workdir(workdir)
+        place.root.mkdir(parents=True, exist_ok=True)
+        self._lines = JsonLines(place.metrics, resume_step)
+        self._board = TensorBoard(place.tensorboard, resume_step) if tensorboard else None
         self._console = ConsoleLog(total_steps, resume_step, out)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

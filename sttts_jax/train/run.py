@@ -6,14 +6,12 @@ from typing import Any
 import jax
 
 from sttts_jax.ckpt.manager import Manager
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.mesh import DataLayout, make_mesh
-from sttts_jax.paths import as_path
 from sttts_jax.train.buckets import Buckets, make_buckets, open_streams
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.state import Blueprint, blueprint
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass
@@ -21,7 +19,7 @@ class Run:
     """Everything a loop holds."""
 
     config: RunConfig
-    workdir: Any
+    workdir: Workdir
     mesh: jax.sharding.Mesh
     layout: DataLayout
     plan: Blueprint
@@ -30,7 +28,7 @@ class Run:
     raw_config: dict[str, Any]
 
 
-def prepare(config: RunConfig, workdir: Any, raw_config: dict[str, Any], tokenizer: Tokenizer) -> Run:
+def prepare(config: RunConfig, workdir: Workdir, raw_config: dict[str, Any], tokenizer: Tokenizer) -> Run:
     """Mesh, data, model, checkpoints of a run; the data starts to load before anything compiles."""
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     layout = DataLayout(mesh)
@@ -43,5 +41,5 @@ def prepare(config: RunConfig, workdir: Any, raw_config: dict[str, Any], tokeniz
     streams = open_streams(config, tokenizer, layout)
     plan = blueprint(config, mesh, config.data.row_shape)
     buckets = make_buckets(config, plan, streams, mesh.devices.flat[0].platform)
-    manager = Manager(as_path(workdir) / CHECKPOINTS, config.checkpoint)
-    return Run(config, as_path(workdir), mesh, layout, plan, buckets, manager, raw_config)
+    manager = Manager(workdir.checkpoints, config.checkpoint)
+    return Run(config, workdir, mesh, layout, plan, buckets, manager, raw_config)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sttts_jax.train.loop as loop
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.pipeline import train_batches
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.train.buckets import Buckets, draw, open_streams
@@ -38,7 +39,7 @@ def _whole(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """(workdir, last state, buckets) of a run that nothing interrupts."""
     workdir, config = tmp_path_factory.mktemp("whole"), _config(clips)
     run = RunConfig.build(config)
-    prepared = prepare(run, workdir, config.to_dict(), run_tokenizer(run, workdir))
+    prepared = prepare(run, Workdir(workdir), config.to_dict(), run_tokenizer(run, Workdir(workdir)))
     state = loop.train(prepared)
     return workdir, jax.device_get(state), prepared.buckets.all
 
@@ -79,11 +80,11 @@ def test_streams_do_not_repeat_each_other(clips: Path, tmp_path: Path) -> None:
     """Of the 16 clips of an epoch, one stream gets every other draw, and the other the rest: 8 rows of one each."""
     run = RunConfig.build(_config(clips))
     layout = DataLayout(make_mesh({"data": 1}, jax.devices()[:1]))
-    streams = open_streams(run, run_tokenizer(run, tmp_path), layout)
+    streams = open_streams(run, run_tokenizer(run, Workdir(tmp_path)), layout)
     frames = [{row.tobytes() for row in next(stream)["frames"]} for stream in streams]
     assert len(frames[0] | frames[1]) == 16
     with pytest.raises(ValueError, match="part=2 must be from 0 to below parts=2"):
-        train_batches(run.data, run_tokenizer(run, tmp_path), part=2, parts=2)
+        train_batches(run.data, run_tokenizer(run, Workdir(tmp_path)), part=2, parts=2)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(

@@ -17,6 +17,7 @@ import sttts_jax.train.init as init
 from sttts_jax.api import open_subject
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.restore import META, PARAMS, TreeMismatch, context
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.mesh import make_mesh
 from sttts_jax.sharding import abstract_state, shardings_of
@@ -166,7 +167,7 @@ def test_the_same_arrays_under_other_sizes_are_refused(released: Any) -> None:
 
 def test_a_place_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
-        run_tokenizer(RunConfig.build(_config(init_from=str(tmp_path / "nothing"))), tmp_path / "run")
+        run_tokenizer(RunConfig.build(_config(init_from=str(tmp_path / "nothing"))), Workdir(tmp_path / "run"))
 
 
 def test_the_tokenizer_comes_along(released: Any, tmp_path: Path) -> None:
@@ -174,12 +175,12 @@ def test_the_tokenizer_comes_along(released: Any, tmp_path: Path) -> None:
     run = RunConfig.build(_config(init_from=str(directory)))
     text = "what colour was it? red"
     want = Tokenizer.load(directory / "tokenizer").encode(text)
-    assert run_tokenizer(run, tmp_path / "run").encode(text) == want
+    assert run_tokenizer(run, Workdir(tmp_path / "run")).encode(text) == want
     own = dataclasses.replace(run, init_from="/nowhere")  # the workdir has it now
-    assert run_tokenizer(own, tmp_path / "run").encode(text) == want
+    assert run_tokenizer(own, Workdir(tmp_path / "run")).encode(text) == want
     shutil.copytree(directory / "checkpoints", tmp_path / "bare" / "checkpoints")
     with pytest.raises(ValueError, match="holds no tokenizer.json; set `tokenizer`"):
-        run_tokenizer(dataclasses.replace(run, init_from=str(tmp_path / "bare")), tmp_path / "other")
+        run_tokenizer(dataclasses.replace(run, init_from=str(tmp_path / "bare")), Workdir(tmp_path / "other"))
 
 
 def test_a_converted_directory_opens_as_a_run_does(released: Any) -> None:
