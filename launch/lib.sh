@@ -4,6 +4,7 @@
 
 VENV="${STTTS_VENV:-.venv}"
 DRY_RUN="${DRY_RUN:-0}"
+NEWEST="${NEWEST:-0}"
 
 die() {
   echo "error: $*" >&2
@@ -32,15 +33,30 @@ find_python() {
   die "no Python 3.11 or newer in: ${PYTHON:-PATH}; install one, or name it: PYTHON=/path/to/python3.12 bash $0"
 }
 
+# The Python of version $1: on PATH, or one that pyenv keeps without putting it there.
+python_of_version() {
+  local candidate
+  for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+    if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" >/dev/null 2>&1; then
+      echo "$candidate"
+      return 0
+    fi
+  done
+  die "no Python $1 on PATH or in pyenv; install one, or name it: PYTHON=/path/to/python$1 bash $0"
+}
+
 # What the installed state depends on: the two files that name the dependencies, and the interpreter.
 install_key() {
   cat pyproject.toml launch/constraints.txt | cksum
+  echo "newest: $NEWEST"
   "$VENV/bin/python" -V 2>&1 || true
 }
 
-# Makes $VENV if there is none, installs the package with the extras $1, and skips both when nothing changed.
+# Makes $VENV if there is none, installs the package with the extras $1, and skips both when nothing changed. The
+# versions are the tested ones, or with NEWEST=1 the newest that the ranges allow.
 ensure_venv() {
-  local python extras="$1" stamp="$VENV/.installed-${1//,/-}"
+  local python extras="$1" stamp="$VENV/.installed-${1//,/-}" constraint=(--constraint launch/constraints.txt)
+  if [[ "$NEWEST" == 1 ]]; then constraint=(--upgrade --upgrade-strategy eager); fi
   if [[ ! -e "$VENV/bin/python" ]]; then
     python="$(find_python)"
     run "$python" -m venv "$VENV" ||
@@ -50,6 +66,6 @@ ensure_venv() {
     die "$VENV/bin/python does not run; delete $VENV and start again"
   fi
   if [[ -f "$stamp" && "$(install_key)" == "$(cat "$stamp")" ]]; then return 0; fi
-  run "$VENV/bin/python" -m pip install --quiet --constraint launch/constraints.txt --editable ".[$extras]"
+  run "$VENV/bin/python" -m pip install --quiet "${constraint[@]}" --editable ".[$extras]"
   if [[ "$DRY_RUN" != 1 ]]; then install_key >"$stamp"; fi
 }

@@ -64,6 +64,27 @@ def test_dry_run_prints_commands_and_makes_nothing(script: Path, bare: Path) -> 
     assert sorted(bare.rglob("*")) == before
 
 
+def test_another_python_and_the_newest_releases_get_environments_of_their_own(bare: Path, tmp_path: Path) -> None:
+    """A pyenv that keeps a 3.12 without putting it on PATH; `--newest` installs without the constraints."""
+    python = tmp_path / "pyenv/versions/3.99.1/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o755)
+    words = ["env", f"PYENV_ROOT={tmp_path}/pyenv", "bash", "launch/test.sh", "--dry-run", "--python", "3.99"]
+    done = subprocess.run([*words, "--newest"], cwd=bare, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"{python} -m venv .venv-3.99-newest" in done.stdout
+    assert "--upgrade-strategy eager" in done.stdout and "constraints.txt" not in done.stdout
+    tested = subprocess.run(words, cwd=bare, capture_output=True, text=True, timeout=60)
+    assert "-m venv .venv-3.99\n" in tested.stdout and "--constraint launch/constraints.txt" in tested.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--python"], ["--python", "new"], ["--python", "3.98"]])
+def test_a_python_that_is_not_there_is_refused(arguments: list[str], bare: Path) -> None:
+    done = _bash("launch/test.sh", "--dry-run", *arguments, cwd=bare)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stdout == ""
+
+
 def test_fast_leaves_out_the_heavy_markers(bare: Path) -> None:
     assert "not" not in _bash("launch/test.sh", "--dry-run", cwd=bare).stdout
     assert r"not\ slow\ and\ not\ multiprocess" in _bash("launch/test.sh", "--dry-run", "--fast", cwd=bare).stdout
@@ -98,7 +119,7 @@ def test_exit_code_of_the_tests_is_passed_on(bare: Path) -> None:
 def test_every_direct_dependency_has_a_tested_version_within_its_range() -> None:
     project, tested = _project(), _constraints()
     extras = project["optional-dependencies"]
-    for text in project["dependencies"] + extras["dev"] + extras["hf"] + extras["aot"]:
+    for text in project["dependencies"] + extras["dev"] + extras["aot"]:
         requirement = Requirement(text)
         version = tested[canonicalize_name(requirement.name)]
         assert version in requirement.specifier, f"{requirement} does not admit the tested {version}"
