@@ -25,6 +25,8 @@ if _OWN_CACHE:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
@@ -67,3 +69,19 @@ def _compile_fast(fast: bool) -> None:
 def pytest_unconfigure() -> None:
     if _OWN_CACHE:
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Method -> workdir of a tiny run, for the tests of inference, evaluation and report."""
+    from tests.tiny_runs import make_runs
+
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(runs: dict[str, Path]) -> dict[str, Any]:
+    """Method -> the `infer.checkpoint.Checkpoint` of that run."""
+    from sttts_jax.infer.open import read_checkpoint
+
+    return {name: read_checkpoint(path) for name, path in runs.items()}

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from sttts_jax.cli.main import run
 
 if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
-    from sttts_jax.infer.model import Answer, Model, Saying, Scene
+    from sttts_jax.infer.model import Model
+    from sttts_jax.infer.scene import Answer, GenerationConfig, Scene
 
 
 def main(argv: list[str]) -> int:
@@ -29,27 +30,27 @@ def main(argv: list[str]) -> int:
     # Late, so that --help and wrong arguments answer at once.
     from sttts_jax.api import open_checkpoint
     from sttts_jax.data.video import decode, probe
-    from sttts_jax.infer.model import Saying, question_tokens
+    from sttts_jax.infer.scene import GenerationConfig, question_tokens
 
     for video in args.video:
         probe(video)
-    saying = Saying(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
+    generation = GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
     model = open_checkpoint(args.checkpoint, args.dtype)
     for question in args.question:
         if question != "-":
-            question_tokens(model.subject.tokenizer, question, saying.style)
+            question_tokens(model.checkpoint.tokenizer, question, generation.style)
     for video in args.video[1:]:  # the first one is decoded below, before anything is compiled
         decode(video, max_frames=1, max_fps=None, size=None, start=args.start, end=args.end)
     asked = []
     for number, scene in enumerate(_scenes(model, args)):
-        answers = [_ask(scene, question, saying, args) for question in _questions(args.question)]
+        answers = [_ask(scene, question, generation, args) for question in _questions(args.question)]
         if args.show:
             _show(scene, answers, _numbered(args.show, number))
         asked.append(_facts(scene, answers))
     if args.json:
         from sttts_jax.paths import write_json
 
-        write_json(args.json, _record(model, saying, asked))
+        write_json(args.json, _record(model, generation, asked))
     return 0
 
 
@@ -80,7 +81,7 @@ def _scenes(model: "Model", args: argparse.Namespace) -> Iterator["Scene"]:
             start=args.start,
             end=args.end,
             subtitles=args.subtitles or (),
-            fraction=args.pruned_fraction,
+            pruned_fraction=args.pruned_fraction,
             max_frames=args.max_frames,
             max_fps=args.max_fps,
             max_crops=args.max_crops,
@@ -92,13 +93,13 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
         yield from (line.strip() for line in sys.stdin if line.strip()) if question == "-" else [question]
 
 
-def _ask(scene: "Scene", question: str, saying: "Saying", args: argparse.Namespace) -> "Answer":
+def _ask(scene: "Scene", question: str, generation: "GenerationConfig", args: argparse.Namespace) -> "Answer":
     """Prints the answer as it comes, with its question where there are several."""
     if len(args.video) > 1:
         print(f"{scene.name}: ", end="")
     if len(args.video) > 1 or len(args.question) > 1:
         print(question)
-    answer = scene.ask(question, saying, lambda piece: print(piece, end="", flush=True))
+    answer = scene.ask(question, generation, lambda piece: print(piece, end="", flush=True))
     print(f"\n[{'; '.join(_line(scene, answer))}]", flush=True)
     return answer
 
@@ -121,9 +122,10 @@ def _line(scene: "Scene", answer: "Answer") -> Iterator[str]:
 
 def _show(scene: "Scene", answers: Sequence["Answer"], path: str) -> None:
     from sttts_jax.paths import write_text
+    from sttts_jax.report.look import view_scene
     from sttts_jax.report.page import score_page
 
-    write_text(path, score_page(scene.view(answers)))
+    write_text(path, score_page(view_scene(scene, answers)))
     print(f"page: {path}")
 
 
@@ -150,12 +152,12 @@ def _facts(scene: "Scene", answers: Sequence["Answer"]) -> dict[str, Any]:
     }
 
 
-def _record(model: "Model", saying: "Saying", asked: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(model: "Model", generation: "GenerationConfig", asked: list[dict[str, Any]]) -> dict[str, Any]:
     import dataclasses
 
-    subject = model.subject
-    about = {"checkpoint": subject.directory, "step": subject.step, "method": subject.pruning.method}
-    return {**about, "saying": dataclasses.asdict(saying), "scenes": asked}
+    checkpoint = model.checkpoint
+    about = {"checkpoint": checkpoint.directory, "step": checkpoint.step, "method": checkpoint.pruning.method}
+    return {**about, "generation": dataclasses.asdict(generation), "scenes": asked}
 
 
 def _parser() -> argparse.ArgumentParser:

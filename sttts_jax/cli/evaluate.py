@@ -21,7 +21,7 @@ from sttts_jax.cli.main import run
 if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
     from sttts_jax.evals.questions import Questions
     from sttts_jax.evals.results import Result, ResultsFile
-    from sttts_jax.infer.checkpoint import Setting, Subject
+    from sttts_jax.infer.checkpoint import Checkpoint, Setting
 
 CONFIDENCE = "intervals are 95 % (Wilson)"
 
@@ -30,7 +30,7 @@ CONFIDENCE = "intervals are 95 % (Wilson)"
 class _Job:
     """A run, what it is asked, and where its results go."""
 
-    subject: "Subject"
+    checkpoint: "Checkpoint"
     questions: "list[Questions]"
     settings: "list[Setting]"
     file: "ResultsFile"
@@ -70,39 +70,38 @@ def main(argv: list[str]) -> int:
 
 def _plan(args: argparse.Namespace) -> list[_Job]:
     """Reads configs, opens sources and earlier results; nothing is compiled or loaded."""
-    from sttts_jax.api import open_subject
-    from sttts_jax.ckpt.workdir import Workdir
     from sttts_jax.evals.questions import Questions, task_source
     from sttts_jax.evals.results import ResultsFile
     from sttts_jax.evals.tasks.registry import find_task
+    from sttts_jax.infer.open import read_checkpoint
     from sttts_jax.paths import as_path
 
     tasks = [find_task(name) for name in _words(args.tasks, "--tasks")]
     fractions = _words(args.pruned_fraction, "--pruned_fraction") if args.pruned_fraction else [None]
     frames = _whole_numbers(args.max_frames, "--max_frames") if args.max_frames else [None]
     directories = _words(args.workdir, "--workdir")
-    subjects = [open_subject(directory) for directory in directories]
-    if len({subject.name for subject in subjects}) < len(subjects):
-        named = zip(subjects, directories, strict=True)
-        subjects = [dataclasses.replace(subject, name=directory) for subject, directory in named]
+    checkpoints = [read_checkpoint(directory) for directory in directories]
+    if len({checkpoint.name for checkpoint in checkpoints}) < len(checkpoints):
+        named = zip(checkpoints, directories, strict=True)
+        checkpoints = [dataclasses.replace(checkpoint, name=directory) for checkpoint, directory in named]
     jobs = []
-    for subject in subjects:
+    for checkpoint in checkpoints:
         asked = [
             Questions(
                 task,
-                task_source(task, subject.data, args.data_dir),
-                subject.tokenizer,
-                subject.data.cells,
+                task_source(task, checkpoint.data, args.data_dir),
+                checkpoint.tokenizer,
+                checkpoint.data.cells,
                 args.limit,
             )
             for task in tasks
         ]
         # A method that drops nothing has one fraction only, so some settings may be the same.
-        settings = list(dict.fromkeys(subject.setting(k, f, args.max_fps) for f in frames for k in fractions))
-        out = as_path(args.out) if args.out else Workdir(subject.directory).evaluations
-        out = out / subject.name.strip("/").replace("/", "_") if args.out and len(subjects) > 1 else out
-        file = ResultsFile(out, subject.name, subject.config, args.overwrite)
-        jobs.append(_Job(subject, asked, settings, file, _metrics(subject.directory)))
+        settings = list(dict.fromkeys(checkpoint.setting(k, f, args.max_fps) for f in frames for k in fractions))
+        out = as_path(args.out) if args.out else as_path(checkpoint.directory) / "eval"
+        out = out / checkpoint.name.strip("/").replace("/", "_") if args.out and len(checkpoints) > 1 else out
+        file = ResultsFile(out, checkpoint.name, checkpoint.config, args.overwrite)
+        jobs.append(_Job(checkpoint, asked, settings, file, _metrics(checkpoint.directory)))
     return jobs
 
 
@@ -114,7 +113,7 @@ def _measure(job: _Job, args: argparse.Namespace) -> None:
     from sttts_jax.evals.harness import Harness
 
     steps = _whole_numbers(args.frame_buckets, "--frame_buckets") if args.frame_buckets else []
-    harness = Harness(job.subject, args.batch, args.seed, steps)
+    harness = Harness(job.checkpoint, args.batch, args.seed, steps)
     for questions in job.questions:
         results = []
         for setting in job.settings:
@@ -128,12 +127,13 @@ def _measure(job: _Job, args: argparse.Namespace) -> None:
             results.append(result)
             if jax.process_index() == 0:
                 print(
-                    f"{job.subject.name} step {job.subject.step}: {questions.task.name}, fraction {setting.fraction}, "
-                    f"{setting.max_frames} frames: {result.overall.right} of {result.overall.count} right, {origin}",
+                    f"{job.checkpoint.name} step {job.checkpoint.step}: {questions.task.name}, "
+                    f"fraction {setting.fraction}, {setting.max_frames} frames: "
+                    f"{result.overall.right} of {result.overall.count} right, {origin}",
                     flush=True,
                 )
         job.results.append(results)
-    job.subject.release()
+    job.checkpoint.release()
 
 
 def _print(jobs: list[_Job]) -> None:
@@ -141,7 +141,7 @@ def _print(jobs: list[_Job]) -> None:
 
     for number, questions in enumerate(jobs[0].questions):
         rows = [
-            Row(job.subject.name, job.subject.pruning.method, result, job.step_seconds)
+            Row(job.checkpoint.name, job.checkpoint.pruning.method, result, job.step_seconds)
             for job in jobs
             for result in job.results[number]
         ]
@@ -159,15 +159,17 @@ def _report(jobs: list[_Job], args: argparse.Namespace, command: str) -> None:
     from sttts_jax.report.runs import Evaluated, report_view
     from sttts_jax.report.speed import prefill_seconds
 
-    timed = [(job, s) for job in jobs for s in job.settings if s.max_frames == job.subject.trained.max_frames]
-    speed: dict[str, dict[str, float]] = {job.subject.name: {} for job in jobs}
+    timed = [(job, s) for job in jobs for s in job.settings if s.max_frames == job.checkpoint.trained.max_frames]
+    speed: dict[str, dict[str, float]] = {job.checkpoint.name: {} for job in jobs}
     if args.report:
-        shapes = [(job.subject, job.questions[0].row_shape(job.subject.data, setting)) for job, setting in timed]
+        shapes = [(job.checkpoint, job.questions[0].row_shape(job.checkpoint.data, setting)) for job, setting in timed]
         for (job, setting), value in zip(timed, prefill_seconds(shapes, args.batch), strict=True):
-            speed[job.subject.name][setting.fraction] = value
+            speed[job.checkpoint.name][setting.fraction] = value
     runs = []
     for job in jobs:
-        run = Evaluated(job.subject, job.results[0], job.metrics, job.step_seconds, speed[job.subject.name], answers=())
+        run = Evaluated(
+            job.checkpoint, job.results[0], job.metrics, job.step_seconds, speed[job.checkpoint.name], answers=()
+        )
         answers = job.file.answers(run.main) if run.main else ()
         runs.append(dataclasses.replace(run, answers=answers))
     view = report_view(runs, jobs[0].questions[0], args.batch, command)
@@ -184,10 +186,10 @@ def _report(jobs: list[_Job], args: argparse.Namespace, command: str) -> None:
 
 def _metrics(directory: str) -> list[dict[str, Any]]:
     """Lines of the run's metrics.jsonl; none where the checkpoint came without."""
-    from sttts_jax.ckpt.workdir import Workdir
+    from sttts_jax.paths import as_path
     from sttts_jax.train.metrics import read_lines
 
-    path = Workdir(directory).metrics
+    path = as_path(directory) / "metrics.jsonl"
     return read_lines(path) if path.exists() else []
 
 

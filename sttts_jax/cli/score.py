@@ -28,17 +28,17 @@ def main(argv: list[str]) -> int:
     # Late, so that --help and wrong arguments answer at once.
     import numpy as np
 
-    from sttts_jax.api import open_subject
     from sttts_jax.data.video import probe
+    from sttts_jax.infer.open import read_checkpoint
     from sttts_jax.paths import write_bytes, write_text
     from sttts_jax.report.look import view_video
     from sttts_jax.report.page import score_page
 
     probe(args.video)
-    subject = open_subject(args.checkpoint)
-    setting = subject.setting(args.pruned_fraction, args.max_frames, args.max_fps)
+    checkpoint = read_checkpoint(args.checkpoint)
+    setting = checkpoint.setting(args.pruned_fraction, args.max_frames, args.max_fps)
     name = Path(args.video).name
-    view = view_video(subject, args.video, setting, name=name, start=args.start, end=args.end, seed=args.seed)
+    view = view_video(checkpoint, args.video, setting, name=name, start=args.start, end=args.end, seed=args.seed)
     if suffix == ".html":
         write_text(args.out, score_page(view))
     else:

@@ -131,6 +131,11 @@ class RowShape:
         return own | {"3": 3, "4": POOL[0] * POOL[1]}
 
 
+def round_up(size: int, step: int) -> int:
+    """The next multiple of `step`: rows of few different lengths need few different programs."""
+    return -(-size // step) * step
+
+
 def batch_spec(shape: RowShape, rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Name -> (shape [B, ...], dtype) of every array of a batch."""
     sizes, features = shape.axes(rows), shape.features

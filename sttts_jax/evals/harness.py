@@ -1,7 +1,8 @@
 """A checkpoint answers the questions of a task: prompts in, accuracy with intervals out.
 
-    harness = Harness(subject, rows=32, seed=0)
-    result, answers = harness.run(Questions(task, source, subject.tokenizer, subject.data.cells), subject.trained)
+    harness = Harness(checkpoint, rows=32, seed=0)
+    questions = Questions(task, source, checkpoint.tokenizer, checkpoint.data.cells)
+    result, answers = harness.run(questions, checkpoint.trained)
 
 One video a row, read once for several questions about it; greedy answers. Rows come in buckets of frames, each with one
 program; short last batches are padded. Every process calls the same.
@@ -18,12 +19,12 @@ from sttts_jax.data.device import to_device
 from sttts_jax.data.evaluation import EvalBatch, QuestionShape, eval_batches
 from sttts_jax.data.schema import RowShape
 from sttts_jax.evals.gather import gather, to_host
+from sttts_jax.evals.masks import pack_mask
 from sttts_jax.evals.questions import TOGETHER, Bucket, Questions, frame_ladder
 from sttts_jax.evals.results import Key, Result, Tally
 from sttts_jax.evals.tasks.task import Task
-from sttts_jax.infer.checkpoint import Setting, Subject
+from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.generate import Generated, QuestionTokens, generate
-from sttts_jax.infer.kept import pack_mask
 
 HISTOGRAM_BINS = 20
 Answer = dict[str, Any]
@@ -47,10 +48,12 @@ class Harness:
     choose for the rows of a batch.
     """
 
-    def __init__(self, subject: Subject, rows: int, seed: int = 0, steps: Sequence[int] = (), together: int = TOGETHER):
+    def __init__(
+        self, checkpoint: Checkpoint, rows: int, seed: int = 0, steps: Sequence[int] = (), together: int = TOGETHER
+    ):
         """Raises ValueError where the rows of a batch do not divide over the devices."""
-        self.subject, self.rows, self.seed, self.steps, self.together = subject, rows, seed, steps, together
-        self._mine = subject.layout.rows_per_process(rows)
+        self.checkpoint, self.rows, self.seed, self.steps, self.together = checkpoint, rows, seed, steps, together
+        self._mine = checkpoint.layout.rows_per_process(rows)
         self._programs: dict[tuple[RowShape, QuestionShape, int], tuple[Any, float]] = {}  # with seconds of compiling
 
     def key(self, questions: Questions, setting: Setting) -> Key:
@@ -60,7 +63,7 @@ class Harness:
             task=questions.task.name,
             source=source,
             records=len(questions.records),
-            step=self.subject.step,
+            step=self.checkpoint.step,
             fraction=setting.fraction,
             max_frames=setting.max_frames,
             max_fps=setting.max_fps,
@@ -117,7 +120,7 @@ class Harness:
         """By the number of the question, those of all processes."""
         answers: list[Answer] = []
         held: tuple[EvalBatch, Generated] | None = None
-        with jax.set_mesh(self.subject.mesh):
+        with jax.set_mesh(self.checkpoint.mesh):
             for number, (batch, shape, room) in enumerate(self._batches(questions, setting, buckets)):
                 said = self._say(questions.task, shape, room, batch, number)
                 # The device answers this batch while the host decodes the next one.
@@ -130,38 +133,38 @@ class Harness:
         self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]
     ) -> Iterator[tuple[EvalBatch, RowShape, QuestionShape]]:
         """This process's part of every batch; all processes have equally many of each bucket."""
-        subject = self.subject
+        checkpoint = self.checkpoint
         for bucket in buckets:
-            shape = subject.data.evaluation_shape(bucket.frames, setting.fraction, bucket.length)
+            shape = checkpoint.data.evaluation_shape(bucket.frames, setting.fraction, bucket.length)
             room = QuestionShape(bucket.most, bucket.longest)
             batches = eval_batches(
                 questions.records,
-                subject.tokenizer,
+                checkpoint.tokenizer,
                 shape,
                 room,
                 [[questions.asked[number] for number in group] for group in bucket.groups],
                 max_frames=setting.max_frames,
                 max_fps=setting.max_fps,
-                sampling=subject.data.sampling,
+                sampling=checkpoint.data.sampling,
                 rows=self.rows,
-                shard_index=subject.layout.shard_index,
-                shard_count=subject.layout.shard_count,
+                shard_index=checkpoint.layout.shard_index,
+                shard_count=checkpoint.layout.shard_count,
             )
             for batch in batches:
                 yield batch, shape, room
 
     def _say(self, task: Task, shape: RowShape, room: QuestionShape, batch: EvalBatch, number: int) -> Generated:
-        subject = self.subject
+        checkpoint = self.checkpoint
         arrays = {**batch.arrays, "question_tokens": batch.questions, "question_lengths": batch.lengths}
-        placed = to_device(arrays, subject.layout.sharding(), self.rows)
+        placed = to_device(arrays, checkpoint.layout.sharding(), self.rows)
         asked = QuestionTokens(placed.pop("question_tokens"), placed.pop("question_lengths"))
-        inputs = (subject.params, placed, asked, jax.random.fold_in(subject.key(self.seed), number))
+        inputs = (checkpoint.params, placed, asked, jax.random.fold_in(checkpoint.key(self.seed), number))
         return self._program(task, shape, room, inputs)(*inputs)
 
     def _program(self, task: Task, shape: RowShape, room: QuestionShape, inputs: tuple[Any, ...]) -> Any:
         wanted = (shape, room, task.max_new_tokens)
         if wanted not in self._programs:
-            model, stop = self.subject.model(shape), (self.subject.tokenizer.eos,)
+            model, stop = self.checkpoint.model(shape), (self.checkpoint.tokenizer.eos,)
 
             def answer(params: Any, batch: dict[str, jax.Array], asked: QuestionTokens, rng: jax.Array) -> Generated:
                 count = task.max_new_tokens
@@ -176,7 +179,7 @@ class Harness:
 
     def _read(self, task: Task, batch: EvalBatch, said: Generated) -> Iterator[Answer]:
         """This process's answers of a batch."""
-        first = self.subject.layout.shard_index * self._mine
+        first = self.checkpoint.layout.shard_index * self._mine
         mine = slice(first, first + self._mine)
         assert said.kept is not None  # the model has a ViT
         tokens, lengths, kept = (to_host(x)[mine] for x in (said.tokens, said.lengths, said.kept))
@@ -187,7 +190,7 @@ class Harness:
                 yield meta
                 continue
             said_tokens = tokens[row, place, : lengths[row, place]]
-            prediction = self.subject.tokenizer.decode(said_tokens.tolist()).strip()
+            prediction = self.checkpoint.tokenizer.decode(said_tokens.tolist()).strip()
             text = {name: meta[name] for name in ("number", "id", "family", "question", "target", "style")}
             frames = len(meta["times"])
             yield {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, Source
 from sttts_jax.data.evaluation import Asked, build_prefix, build_question, list_questions
 from sttts_jax.data.record import Record, RecordError
-from sttts_jax.data.schema import RowShape
+from sttts_jax.data.schema import RowShape, round_up
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.data.video import VideoError, probe, sample_times
@@ -83,7 +83,7 @@ class Questions:
     def row_shape(self, data: DataConfig, setting: Setting) -> RowShape:
         """A row for any clip with its longest question behind it; the length is rounded up to BUCKET."""
         longest = max(self._sampled(clip, setting, 1).alive for clip in self._clips) + self._longest
-        return data.evaluation_shape(setting.max_frames, setting.fraction, _round_up(longest + SLACK, BUCKET))
+        return data.evaluation_shape(setting.max_frames, setting.fraction, round_up(longest + SLACK, BUCKET))
 
     def plan(self, setting: Setting, ladder: Sequence[int], rows: int, together: int = TOGETHER) -> list[Bucket]:
         """Every question, in buckets of ascending frames; the last one has the most frames and may have no questions.
@@ -111,8 +111,8 @@ class Questions:
         return buckets
 
     def _bucket(self, frames: int, most: int, clips: Sequence[_Sampled], groups: list[list[int]]) -> Bucket:
-        length = _round_up(max(clip.alive for clip in clips) + SLACK, BUCKET)
-        return Bucket(frames, length, most, _round_up(self._longest, QUESTION_BUCKET), groups)
+        length = round_up(max(clip.alive for clip in clips) + SLACK, BUCKET)
+        return Bucket(frames, length, most, round_up(self._longest, QUESTION_BUCKET), groups)
 
     def _sampled(self, clip: _Clip, setting: Setting, together: int) -> _Sampled:
         times: list[float] = []
@@ -175,10 +175,6 @@ def _duration(record: Record) -> float | None:
         return None
     whole = probe(record.video, record.id if isinstance(record.video, bytes) else None).duration
     return max(min(whole, whole if record.end is None else record.end) - (record.start or 0.0), 0.0)
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
 
 
 def _split(numbers: Sequence[int], most: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What is evaluated: the weights of one checkpoint, and the settings that they were trained with."""
+"""A loaded checkpoint: its weights, and the settings that they were trained with."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,8 +19,10 @@ from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.config import PruneConfig
 
-# Rows and parameters over all devices, whatever mesh the checkpoint was trained on.
-MESH = {"fsdp": -1}
+
+def all_devices() -> jax.sharding.Mesh:
+    """Rows and parameters over all devices, whatever mesh the checkpoint was trained on."""
+    return make_mesh({"fsdp": -1})
 
 
 def canonical_fraction(text: str) -> str:
@@ -44,13 +46,14 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
+class Checkpoint:
     """A checkpoint. Nothing touches a device before `params` or `mesh` is asked for.
 
     name        of the run, unique among those compared
     directory   of the run, as text
     config      of the run, as nested dicts
     load        mesh -> parameters on it
+    place       what makes the mesh; asked once
     """
 
     name: str
@@ -64,6 +67,7 @@ class Subject:
     attention: str
     tokenizer: Tokenizer
     load: Callable[[jax.sharding.Mesh], Any]
+    place: Callable[[], jax.sharding.Mesh] = all_devices
 
     @property
     def trained(self) -> Setting:
@@ -94,8 +98,8 @@ class Subject:
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        """All devices."""
-        return make_mesh(MESH)
+        """Where everything runs."""
+        return self.place()
 
     @cached_property
     def layout(self) -> DataLayout:

@@ -1,4 +1,4 @@
-"""Text generation: one prefill and a compiled decode loop over a static KV cache, greedy or sampled, in batches.
+"""Answers in batches: one prefill and a compiled loop of `decode.go_on` over a static KV cache, greedy or sampled.
 
 Several questions on one video share its prefill, and its part of the cache in every decode step.
 """
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from sttts_jax.infer.decode import DecodeState, SamplerState, begin, go_on
 
 
 class QuestionTokens(NamedTuple):
@@ -98,68 +100,47 @@ def _generate(
     temperature: jax.Array,
     top_p: jax.Array,
 ) -> Generated:
-    stops = jnp.asarray(stop_ids or (-1,), jnp.int32)
     # Without a key the model gets None: one that draws its survivors at random must refuse, not repeat itself.
     select_rng, draw_rng = (None, None) if rng is None else jax.random.split(rng)
-    draw_rng = draw_rng if sample else None
+    sampler = SamplerState(draw_rng, temperature, top_p) if sample and draw_rng is not None else None
+    logits, position, cache, seen = _prefill(model, count, params, batch, questions, select_rng)
+    state = begin(logits, position, cache, stop_ids, sampler)
+    if questions is not None:  # nobody waits for the answers to questions that are not there
+        state = state._replace(finished=state.finished | (questions.lengths == 0))
 
-    def apply(method: str, *args: Any) -> Any:
-        return model.apply(params, *args, method=method)
+    def more(loop: tuple[DecodeState, jax.Array]) -> jax.Array:
+        state, _ = loop
+        return (state.step < count) & ~jnp.all(state.finished)
 
-    def pick(logits: jax.Array, step: jax.Array) -> jax.Array:
-        if draw_rng is None:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        flat = sample_tokens(
-            jax.random.fold_in(draw_rng, step), logits.reshape(-1, logits.shape[-1]), temperature, top_p
-        )
-        return flat.reshape(logits.shape[:-1])
+    def one(loop: tuple[DecodeState, jax.Array]) -> tuple[DecodeState, jax.Array]:
+        before, out = loop
+        state = go_on(model, params, before, stop_ids, sampler)
+        # Written to the end: whoever stops here has filled the rest.
+        return state, jnp.where(jnp.arange(count) >= before.step, state.token[..., None], out)  # [.., n]
 
-    def keep_going(state: tuple) -> jax.Array:
-        step, finished = state[0], state[2]
-        return (step < count) & ~jnp.all(finished)
-
-    def step_once(state: tuple) -> tuple:
-        step, token, finished, position, cache, out = state
-        logits, cache = apply("decode", token, position, cache)
-        token = jnp.where(finished, token, pick(logits, step))
-        out = jnp.where(jnp.arange(count) >= step, token[..., None], out)
-        return step + 1, token, finished | jnp.isin(token, stops), position + 1, cache, out
-
-    if questions is None:
-        logits, cache, position, seen = apply("prefill", batch, model.length + count, select_rng)
-        unasked = jnp.zeros(position.shape, bool)
-    else:
-        _, most, longest = questions.tokens.shape
-        slots = model.length + most * (longest + count)
-        cache, position, seen = apply("prefill_prefix", batch, slots, select_rng)
-        logits, cache, position = apply("extend", *questions, position, cache)
-        unasked = questions.lengths == 0
-    token = pick(logits, jnp.int32(0))
-    out = jnp.broadcast_to(token[..., None], (*token.shape, count))
-    # Nobody waits for the answers to questions that are not there.
-    state = (jnp.int32(1), token, unasked | jnp.isin(token, stops), position, cache, out)
-    tokens = jax.lax.while_loop(keep_going, step_once, state)[-1]
-    stopped = jnp.isin(tokens, stops)
-    lengths = jnp.where(stopped.any(axis=-1), jnp.argmax(stopped, axis=-1), count)
-    kept = None if seen is None else seen.kept.mask
-    scores = None if seen is None or seen.logits is None else jax.nn.sigmoid(seen.logits)
+    out = jnp.broadcast_to(state.token[..., None], (*state.token.shape, count))  # [.., n]
+    tokens = jax.lax.while_loop(more, one, (state, out))[1]
+    stopped = jnp.isin(tokens, jnp.asarray(stop_ids or (-1,), jnp.int32))
+    lengths = jnp.where(stopped.any(axis=-1), jnp.argmax(stopped, axis=-1), count)  # [..]
+    kept = None if seen is None else seen.kept.mask  # [B, F, C]
+    scores = None if seen is None or seen.logits is None else jax.nn.sigmoid(seen.logits)  # [B, F, C]
     return Generated(tokens, lengths.astype(jnp.int32), kept, scores)
 
 
-def sample_tokens(key: jax.Array, logits: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
-    """One token per row of logits [B, Y]; a row's draw depends on its place in the batch, not on the other rows."""
-    logits = logits.astype(jnp.float32) / temperature
-    # Sorting a vocabulary costs more than a small model's step, so it is left out where nothing is cut off.
-    logits = jax.lax.cond(top_p < 1, _likeliest, lambda logits, _: logits, logits, top_p)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(logits.shape[0]))
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-
-
-def _likeliest(logits: jax.Array, top_p: jax.Array) -> jax.Array:
-    """logits [B, Y] without the tokens beyond the likeliest ones that hold `top_p` together."""
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    share = jax.nn.softmax(ordered, axis=-1)
-    # A token stays while the ones above it hold less than top_p, so the likeliest always stays.
-    inside = jnp.cumsum(share, axis=-1) - share < top_p
-    lowest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= lowest, logits, -jnp.inf)
+def _prefill(
+    model: nn.Module,
+    count: int,
+    params: Any,
+    batch: dict[str, jax.Array],
+    questions: QuestionTokens | None,
+    rng: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, Any, Any]:
+    """(logits [.., Y] at the end of each prompt, next position [..], cache with room for the answers, ViT output)."""
+    if questions is None:
+        logits, cache, position, seen = model.apply(params, batch, model.length + count, rng, method="prefill")
+        return logits, position, cache, seen
+    _, most, longest = questions.tokens.shape
+    slots = model.length + most * (longest + count)
+    cache, position, seen = model.apply(params, batch, slots, rng, method="prefill_prefix")
+    logits, cache, position = model.apply(params, *questions, position, cache, method="extend")
+    return logits, position, cache, seen

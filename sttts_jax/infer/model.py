@@ -3,12 +3,12 @@
     from sttts_jax.api import open_checkpoint
 
     model = open_checkpoint("runs/demo/scorer")
-    scene = model.watch("clip.mp4", fraction="0.5", max_frames=64)
+    scene = model.watch("clip.mp4", pruned_fraction="0.5", max_frames=64)
     answer = scene.ask("What happens at the end?", say=lambda piece: print(piece, end="", flush=True))
     print(f"{scene.kept_share:.0%} kept, first token after {answer.first_token_s:.2f} s")
 
 A scene is read once; every further question on it costs its own tokens only, and is answered as if it were alone.
-Sizes come in steps (see answer_scene), so that scenes of about the same size share compiled programs.
+Sizes come in steps (see `infer.scene`), so that scenes of about the same size share compiled programs.
 """
 
 import functools
@@ -21,30 +21,28 @@ from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops, crop_image, read_
 from sttts_jax.data.evaluation import build_prefix
 from sttts_jax.data.subtitles import Line, cut_subtitles, read_subtitles
 from sttts_jax.data.video import Video, decode, display_size
-from sttts_jax.infer.checkpoint import Setting, Subject
+from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.engine import Engine
-from sttts_jax.infer.scene import Answer, Saying, Scene, question_tokens
+from sttts_jax.infer.scene import Scene
 
-__all__ = ["Answer", "Model", "Saying", "Scene", "question_tokens"]
-
-Source = str | Path | bytes
+MediaFile = str | Path | bytes  # its path, or what is in it
 
 
 class Model:
     """A checkpoint that answers. Programs are kept: scenes of the same sizes share them."""
 
-    def __init__(self, subject: Subject):
-        self.subject, self._engine = subject, Engine(subject)
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint, self._engine = checkpoint, Engine(checkpoint)
 
     def watch(
         self,
-        video: Source | None = None,
+        video: MediaFile | None = None,
         *,
-        images: Sequence[Source] = (),
+        images: Sequence[MediaFile] = (),
         start: float | None = None,
         end: float | None = None,
         subtitles: str | Path | Sequence[Line] = (),
-        fraction: str | None = None,
+        pruned_fraction: str | None = None,
         max_frames: int | None = None,
         max_fps: float | None = None,
         max_crops: int = EVALUATION_CROPS,
@@ -52,17 +50,19 @@ class Model:
     ) -> Scene:
         """Reads files into host memory; no device is touched.
 
-        images     come before the video
-        start, end cut a clip out of the video, seconds
-        subtitles  a .srt or .vtt file of the whole video, or lines (start, end, text) in its seconds
-        fraction   of the video's cells to remove, max_frames, max_fps: as trained where they are None
-        max_crops  most high-resolution tiles of an image, 0 for the whole picture alone
-        name       in errors and pages, where a video is bytes
+        video            its path, or the bytes of the file
+        images           come before the video
+        start, end       cut a clip out of the video, seconds
+        subtitles        a .srt or .vtt file of the whole video, or lines (start, end, text) in its seconds
+        pruned_fraction  share of the video's cells to remove, a decimal
+        max_frames       of the video at most, and max_fps of them a second; all three as trained where None
+        max_crops        most high-resolution tiles of an image, 0 for the whole picture alone
+        name             in errors and pages, where a video is bytes
 
         Raises ValueError, one sentence that names the file, for whatever cannot be used.
         """
-        subject, data = self.subject, self.subject.data
-        setting = self._setting(fraction, max_frames, max_fps)
+        checkpoint, data = self.checkpoint, self.checkpoint.data
+        setting = self._setting(pruned_fraction, max_frames, max_fps)
         lines = read_subtitles(subtitles) if isinstance(subtitles, str | Path) else subtitles
         crops = [self._crops(image, max_crops) for image in images]
         pictures, times, show = [image.crops for image in crops], np.zeros(0), None
@@ -82,22 +82,22 @@ class Model:
             pictures, times = [*pictures, seen.frames], seen.times
             show = functools.partial(_show, sampled, shown)
         prefix = build_prefix(
-            subject.tokenizer, times, cells=data.cells, subtitles=cut_subtitles(lines, start, end), images=crops
+            checkpoint.tokenizer, times, cells=data.cells, subtitles=cut_subtitles(lines, start, end), images=crops
         )
         pixels = np.concatenate([np.zeros((0, *data.size, 3), np.uint8), *pictures])
         return Scene(self._engine, name, setting, prefix, pixels, times + (start or 0.0), show)
 
     def _setting(self, fraction: str | None, max_frames: int | None, max_fps: float | None) -> Setting:
-        setting = self.subject.setting(fraction, max_frames, max_fps)
+        setting = self.checkpoint.setting(fraction, max_frames, max_fps)
         if fraction is not None and Setting(fraction, 1, None).fraction != setting.fraction:
             raise ValueError(
-                f"the checkpoint's pruning method {self.subject.pruning.method!r} removes nothing, so a fraction of "
+                f"the checkpoint's pruning method {self.checkpoint.pruning.method!r} removes nothing, so a fraction of "
                 f"{fraction} cannot be had; leave it out, or take a checkpoint with a scorer"
             )
         return setting
 
-    def _crops(self, image: Source, max_crops: int) -> ImageCrops:
-        return crop_image(read_image(image), self.subject.data.size, self.subject.vlm.vit.grid, max_crops)
+    def _crops(self, image: MediaFile, max_crops: int) -> ImageCrops:
+        return crop_image(read_image(image), self.checkpoint.data.size, self.checkpoint.vlm.vit.grid, max_crops)
 
 
 def _show(sampled: Callable[..., Video], shown: Callable[[], tuple[int, int]]) -> Video:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -11,12 +11,12 @@ import numpy as np
 from sttts_jax.data.evaluation import build_question
 from sttts_jax.data.packing import Item, fill_row
 from sttts_jax.data.record import Message
-from sttts_jax.data.schema import Example, RowShape
+from sttts_jax.data.schema import Example, RowShape, round_up
 from sttts_jax.data.tokenizer import TextStream, Tokenizer
 from sttts_jax.data.video import Video
 from sttts_jax.infer.checkpoint import Setting
-from sttts_jax.infer.engine import Draw, Engine, Prefix, Programs, Room, Talk
-from sttts_jax.infer.kept import ScoreView
+from sttts_jax.infer.decode import SamplerState
+from sttts_jax.infer.engine import CacheCapacity, Engine, Programs, ReadPrefix, TokenStream
 from sttts_jax.pruning.budget import n_kept
 
 # Frames of the rows, up to the most that may be sampled: from 4 on, each step adds at most half.
@@ -28,9 +28,16 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Saying:
-    """How to answer. `temperature` 0 takes the likeliest token; above, tokens are drawn from the fewest that together
-    have a share `top_p`, and `seed` decides. `style` of Molmo2's data; "user_qa" leaves the question as it is.
+class GenerationConfig:
+    """How to answer.
+
+    max_new_tokens  of an answer
+    temperature     0 takes the likeliest token; above, tokens are drawn
+    top_p           share in (0, 1] that the fewest tokens to draw from have together
+    seed            of the draws, and of methods that prune at random
+    style           of Molmo2's data, put before the question; "user_qa" leaves it as it is
+
+    Raises ValueError on a value out of range.
     """
 
     max_new_tokens: int = 256
@@ -72,7 +79,9 @@ class Answer:
 class Scene:
     """What is asked about: in host memory, and after the first question on devices as well.
 
+    checkpoint     that is asked
     name, times    of the video, seconds of the file; no times without a video
+    setting        at which it is seen
     prefix, shape  tokens of all that stands before a question, and the sizes of the row that holds them
     keep, scores   of the video, after the first question: bool and float32 [F, gh, gw]; scores None without a scorer
     """
@@ -87,25 +96,28 @@ class Scene:
         times: np.ndarray,
         show: Callable[[], Video] | None,
     ):
-        data, crops = engine.subject.data, sum(prefix.crops)
+        self.checkpoint = engine.checkpoint
+        data, crops = engine.checkpoint.data, sum(prefix.crops)
         self.name, self.setting, self.prefix, self.times = name, setting, prefix, times
         self.keep: np.ndarray | None = None
         self.scores: np.ndarray | None = None
         self.shape = RowShape(
             frames=max(crops + _frames(prefix.frames, setting.max_frames), 1),
             items=1,
-            length=_round_up(prefix.alive(setting.fraction, data.cells), LENGTH),
+            length=round_up(prefix.alive(setting.fraction, data.cells), LENGTH),
             fraction=setting.fraction,
             cells=data.cells,
             size=data.size,
             crops=crops,
-            windows=_round_up(len(prefix.pooling), LENGTH),
-            grid=engine.subject.vlm.vit.grid,
+            windows=round_up(len(prefix.pooling), LENGTH),
+            grid=engine.checkpoint.vlm.vit.grid,
         )
         row = fill_row([Item(prefix, pictures)], self.shape)
         self._batch = {key: value[None] for key, value in row.items()}
         self._engine, self._show = engine, show
-        self._held: tuple[Room, int, Prefix] | None = None  # what the devices hold, and the seed of its reading
+        self._held: tuple[CacheCapacity, int, ReadPrefix] | None = (
+            None  # what the devices hold, and the seed of its reading
+        )
 
     @property
     def frames(self) -> int:
@@ -133,98 +145,85 @@ class Scene:
         """Tokens before the question, after pruning."""
         return self.prefix.alive(self.shape.fraction, self.shape.cells)
 
-    def ask(self, question: str, saying: Saying | None = None, say: Say | None = None) -> Answer:
+    def ask(self, question: str, generation: GenerationConfig | None = None, say: Say | None = None) -> Answer:
         """The answer; `say` gets its text piece by piece, from the first letter on. Compiles first where sizes are new.
 
         Raises ValueError, one sentence, for an empty question and for reserved tokens in it.
         """
-        saying, tokenizer = saying or Saying(), self._engine.subject.tokenizer
-        ids = question_tokens(tokenizer, question, saying.style)
-        room = self._room(len(ids), saying)
-        programs, compile_s = self._engine.programs(room, self._batch)
-        talk, prefix = self._begin(programs, room, ids, saying)
-        tokens = _said(talk, TextStream(tokenizer), say)
-        self._held = (room, saying.seed, prefix._replace(cache=talk.state.cache))
+        generation, tokenizer = generation or GenerationConfig(), self.checkpoint.tokenizer
+        ids = question_tokens(tokenizer, question, generation.style)
+        capacity = self._capacity(len(ids), generation)
+        programs, compile_s = self._engine.programs(capacity, self._batch)
+        stream, prefix = self._begin(programs, capacity, ids, generation)
+        tokens = _said(stream, TextStream(tokenizer), say)
+        self._held = (capacity, generation.seed, prefix._replace(cache=stream.state.cache))
         self._note(prefix)
         stopped = tokens[-1] == tokenizer.eos
         said = tokens[:-1] if stopped else tokens
-        rate = (len(tokens) - 1) / talk.later_s if len(tokens) > 1 else None
+        rate = (len(tokens) - 1) / stream.later_s if len(tokens) > 1 else None
         text = tokenizer.decode(said).strip()
-        return Answer(question, text, tuple(said), stopped, talk.first_token_s, rate, compile_s)
+        return Answer(question, text, tuple(said), stopped, stream.first_token_s, rate, compile_s)
 
-    def _room(self, length: int, saying: Saying) -> Room:
-        """Sizes for a question; those at hand where they do, so that nothing is read or compiled again."""
-        room = Room(self.shape, _round_up(length, QUESTION), saying.max_new_tokens, saying.temperature > 0)
+    def _capacity(self, length: int, generation: GenerationConfig) -> CacheCapacity:
+        """For a question of that length; the one at hand where it does, so that nothing is read or compiled again."""
+        sample = generation.temperature > 0
+        wanted = CacheCapacity(self.shape, round_up(length, QUESTION), generation.max_new_tokens, sample)
         held = self._held[0] if self._held else None
-        if held is None or held.new != room.new or held.longest < room.longest:
-            return room
-        return held._replace(sample=room.sample)
+        if held is None or held.new != wanted.new or held.question < wanted.question:
+            return wanted
+        return held._replace(sample=sample)
 
-    def _begin(self, programs: Programs, room: Room, ids: np.ndarray, saying: Saying) -> tuple[Talk, Prefix]:
+    def _begin(
+        self, programs: Programs, capacity: CacheCapacity, ids: np.ndarray, generation: GenerationConfig
+    ) -> tuple[TokenStream, ReadPrefix]:
         """An answer with its first token, and the prefix that it goes on from."""
-        engine, asked = self._engine, np.zeros((1, 1, room.longest), np.int32)
+        engine, asked = self._engine, np.zeros((1, 1, capacity.question), np.int32)  # [1, 1, T]
         asked[0, 0, : len(ids)] = ids
-        # As evals.generate splits it: a key for methods that choose cells at random, one for the tokens.
-        select, key = jax.random.split(engine.subject.key(saying.seed))
-        draw = Draw(*engine.place((key, np.float32(saying.temperature), np.float32(saying.top_p))))
+        # As infer.generate splits it: a key for methods that choose cells at random, one for the tokens.
+        select, key = jax.random.split(engine.checkpoint.key(generation.seed))
+        numbers = np.float32(generation.temperature), np.float32(generation.top_p)
+        sampler = SamplerState(*engine.place((key, *numbers)))
         started = time.perf_counter()
-        prefix = self._prefix(programs, room, saying.seed, select)
+        prefix = self._prefix(programs, capacity, generation.seed, select)
         placed = engine.place((asked, np.full((1, 1), len(ids), np.int32)))
         self._held = None  # the cache is given away: should something fail from here on, the scene is read again
-        state = programs.begin(engine.params, *placed, prefix.position, prefix.cache, draw)
-        return Talk(programs, engine.params, state, draw, saying.max_new_tokens, started), prefix
+        state = programs.begin(engine.params, *placed, prefix.position, prefix.cache, sampler)
+        return TokenStream(programs, engine.params, state, sampler, generation.max_new_tokens, started), prefix
 
-    def _prefix(self, programs: Programs, room: Room, seed: int, key: jax.Array) -> Prefix:
+    def _prefix(self, programs: Programs, capacity: CacheCapacity, seed: int, key: jax.Array) -> ReadPrefix:
         """On the devices, as it is there or read now."""
         if self._held is not None:
             held, before, prefix = self._held
-            if held.slots == room.slots and (before == seed or self._engine.subject.pruning.method != "random"):
+            if held.slots == capacity.slots and (before == seed or self.checkpoint.pruning.method != "random"):
                 return prefix
         self._held = None  # frees its cache
         batch, key = self._engine.place((self._batch, key))
         return programs.read(self._engine.params, batch, key)
 
-    def _note(self, prefix: Prefix) -> None:
+    def _note(self, prefix: ReadPrefix) -> None:
         if not self.frames:
             return
-        mine = slice(sum(self.prefix.crops), self.prefix.pictures)
-        grid = (self.frames, *self._engine.subject.vlm.vit.cell_grid)
-        self.keep = np.asarray(prefix.kept[0, mine]).reshape(grid)
+        mine = slice(sum(self.prefix.crops), self.prefix.pictures)  # the video's frames come after the crops
+        grid = (self.frames, *self.checkpoint.vlm.vit.cell_grid)
+        self.keep = np.asarray(prefix.kept[0, mine]).reshape(grid)  # [F, C] -> [F, gh, gw]
         self.scores = None if prefix.scores is None else np.asarray(prefix.scores[0, mine]).reshape(grid)
 
-    def view(self, answers: Sequence[Answer]) -> ScoreView:
-        """For `report.score_page`: what was kept of the video, with what was asked. Decodes it once more, to be seen.
+    def shown(self) -> Video:
+        """The video decoded once more, the same frames in its own aspect ratio, for a person to see.
 
-        Raises ValueError without a video, or before a question.
+        Raises ValueError without a video.
         """
-        if self._show is None or self.keep is None:
+        if self._show is None:
             raise ValueError(f"{self.name}: a page shows what was kept of a video that was asked about; give a video")
-        subject, (height, width) = self._engine.subject, self.shape.size
-        rate = "" if self.setting.max_fps is None else f" and {self.setting.max_fps:g} a second"
-        return ScoreView(
-            video=self.name,
-            frames=self._show().frames,
-            times=self.times,
-            keep=self.keep,
-            fraction=float(subject.pruned(self.setting.fraction).drops),
-            method=subject.pruning.method,
-            checkpoint=f"{subject.directory}, step {subject.step}",
-            scores=self.scores,
-            question=" / ".join(answer.question for answer in answers) or None,
-            answer=" / ".join(answer.text for answer in answers) or None,
-            facts={
-                "Frames": f"{self.frames}, at most {self.setting.max_frames}{rate}",
-                "Model sees": f"{width} x {height} pixels a frame",
-            },
-        )
+        return self._show()
 
 
-def _said(talk: Talk, stream: TextStream, say: Say | None) -> list[int]:
+def _said(stream: TokenStream, text: TextStream, say: Say | None) -> list[int]:
     """All ids of an answer; what they say goes to `say` as they come, less the blanks before it."""
     tokens, begun = list[int](), False
-    for new in itertools.chain(talk, [None]):
+    for new in itertools.chain(stream, [None]):
         tokens += new or []
-        piece = stream.put(new or [], last=new is None)
+        piece = text.put(new or [], last=new is None)
         piece = piece if begun else piece.lstrip()
         begun = begun or bool(piece)
         if say is not None and piece:
@@ -241,9 +240,5 @@ def question_tokens(tokenizer: Tokenizer, question: str, style: str = "user_qa")
 
 def _frames(count: int, most: int) -> int:
     """Frames of the row for a video of `count`: the next step, no more than can be sampled."""
-    step = next((frames for frames in FRAMES if frames >= count), _round_up(count, FRAMES[-1] // 4))
+    step = next((frames for frames in FRAMES if frames >= count), round_up(count, FRAMES[-1] // 4))
     return min(step, max(most, count)) if count else 0
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sttts_jax.infer.kept import ScoreView, pack_mask
+from sttts_jax.evals.masks import pack_mask
 from sttts_jax.report.images import (
     dim_dropped,
     expand,
@@ -16,6 +16,7 @@ from sttts_jax.report.images import (
     png,
     resize,
 )
+from sttts_jax.report.views import ScoreView
 
 # Bytes of base64 text. A page holds one strip and one set of player frames and stays below about 6 MB.
 STRIP_BUDGET = 1_800_000

@@ -1,7 +1,7 @@
 """What a checkpoint keeps of one video: the vision part of the model alone, and the frames as a person sees them."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -9,24 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from sttts_jax.data.video import Video, decode, display_size
-from sttts_jax.infer.checkpoint import Setting, Subject
-from sttts_jax.infer.kept import ScoreView, unpack_mask
+from sttts_jax.evals.masks import unpack_mask
+from sttts_jax.infer.checkpoint import Checkpoint, Setting
+from sttts_jax.infer.scene import Answer, Scene
 from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import pixels_to_patches
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.frame_rows import FrameRows
+from sttts_jax.report.views import ScoreView
 
 
-def look(subject: Subject, frames: np.ndarray, fraction: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+def look(
+    checkpoint: Checkpoint, frames: np.ndarray, fraction: str, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
     """frames uint8 [F, h, w, 3] of one video at the model's size -> (keep bool [F, gh, gw], scores float32 [F, gh, gw]
     in (0, 1), or None for a method without a scorer). Compiles once per number of frames and fraction.
     """
-    cfg, count = subject.vlm.vit, len(frames)
-    vit = Vit(cfg, subject.pruned(fraction), subject.dtype)
+    cfg, count = checkpoint.vlm.vit, len(frames)
+    vit = Vit(cfg, checkpoint.pruned(fraction), checkpoint.dtype)
     capacity = n_kept(count, vit.prune.drops, cfg.cells)
-    with jax.set_mesh(subject.mesh):
-        keep, scores = _look(vit, capacity, subject.params["vit"], jnp.asarray(frames), subject.key(seed))
+    with jax.set_mesh(checkpoint.mesh):
+        keep, scores = _look(vit, capacity, checkpoint.params["vit"], jnp.asarray(frames), checkpoint.key(seed))
     grid = (count, *cfg.cell_grid)
     return np.asarray(keep).reshape(grid), None if scores is None else np.asarray(scores).reshape(grid)
 
@@ -43,7 +47,7 @@ def _look(
 
 
 def view_video(
-    subject: Subject,
+    checkpoint: Checkpoint,
     video: str | Path | bytes,
     setting: Setting,
     *,
@@ -51,14 +55,19 @@ def view_video(
     start: float | None = None,
     end: float | None = None,
     seed: int = 0,
-    question: str | None = None,
-    answer: str | None = None,
-    truth: str | None = None,
     kept: str | None = None,
+    **words: str | None,
 ) -> ScoreView:
     """A video file (its path or bytes) through a checkpoint. It is decoded twice, squashed for the model and in its own
-    aspect ratio for the page, before the checkpoint is touched. `kept`: the packed mask that an answer was given on,
-    which a method that chooses at random would not hit again. Raises VideoError.
+    aspect ratio for the page, before the checkpoint is touched.
+
+    name        of the video, on the page and in errors
+    start, end  of the clip, seconds
+    seed        of methods that choose at random
+    kept        the packed mask that an answer was given on, which a method that chooses at random would not hit again
+    words       question, answer and truth, as in ScoreView
+
+    Raises VideoError.
     """
 
     def sampled(size: tuple[int, int]) -> Video:
@@ -66,39 +75,61 @@ def view_video(
             video,
             max_frames=setting.max_frames,
             max_fps=setting.max_fps,
-            sampling=subject.data.sampling,
+            sampling=checkpoint.data.sampling,
             size=size,
             start=start,
             end=end,
             name=name,
         )
 
-    seen, shown = sampled(subject.data.size), sampled(display_size(video, name))
-    if kept is None or subject.pruning.scores:
-        keep, scores = look(subject, seen.frames, setting.fraction, seed)
+    seen, shown = sampled(checkpoint.data.size), sampled(display_size(video, name))
+    if kept is None or checkpoint.pruning.scores:
+        keep, scores = look(checkpoint, seen.frames, setting.fraction, seed)
     else:
-        keep, scores = unpack_mask(kept, (len(seen.frames), *subject.vlm.vit.cell_grid)), None
-    height, width = subject.data.size
+        keep, scores = unpack_mask(kept, (len(seen.frames), *checkpoint.vlm.vit.cell_grid)), None
+    return _view(checkpoint, setting, name, shown, seen.times + (start or 0.0), keep, scores, **words)
+
+
+def view_scene(scene: Scene, answers: Sequence[Answer]) -> ScoreView:
+    """What was kept of the video of a scene, with what was asked. Decodes it once more, to be seen.
+
+    Raises ValueError without a video, or before a question.
+    """
+    shown = scene.shown()
+    if scene.keep is None:
+        raise ValueError(f"{scene.name}: what is kept is known after a question; ask one first")
+    words = {
+        "question": " / ".join(answer.question for answer in answers) or None,
+        "answer": " / ".join(answer.text for answer in answers) or None,
+    }
+    return _view(scene.checkpoint, scene.setting, scene.name, shown, scene.times, scene.keep, scene.scores, **words)
+
+
+def _view(
+    checkpoint: Checkpoint,
+    setting: Setting,
+    name: str,
+    shown: Video,
+    times: np.ndarray,
+    keep: np.ndarray,
+    scores: np.ndarray | None,
+    **words: str | None,
+) -> ScoreView:
+    height, width = checkpoint.data.size
+    rate = "" if setting.max_fps is None else f" and {setting.max_fps:g} a second"
     return ScoreView(
         video=name,
         frames=shown.frames,
-        times=seen.times + (start or 0.0),
+        times=times,
         keep=keep,
-        fraction=float(subject.pruned(setting.fraction).drops),
-        method=subject.pruning.method,
-        checkpoint=f"{subject.directory}, step {subject.step}",
+        fraction=float(checkpoint.pruned(setting.fraction).drops),
+        method=checkpoint.pruning.method,
+        checkpoint=f"{checkpoint.directory}, step {checkpoint.step}",
         scores=scores,
-        question=question,
-        answer=answer,
-        truth=truth,
-        facts=_facts(seen.duration, setting, f"{width} x {height} pixels", keep),
+        **words,
+        facts={
+            "Clip": f"{shown.duration:.2f} s",
+            "Frames": f"{len(keep)}, at most {setting.max_frames}{rate}",
+            "Model sees": f"{width} x {height} pixels a frame, {keep.shape[1]} x {keep.shape[2]} cells",
+        },
     )
-
-
-def _facts(duration: float, setting: Setting, size: str, keep: np.ndarray) -> Mapping[str, str]:
-    rate = "" if setting.max_fps is None else f" and {setting.max_fps:g} a second"
-    return {
-        "Clip": f"{duration:.2f} s",
-        "Frames": f"{len(keep)}, at most {setting.max_frames}{rate}",
-        "Model sees": f"{size} a frame, {keep.shape[1]} x {keep.shape[2]} cells",
-    }

@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from sttts_jax.evals.accuracy import Accuracy
 from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
-from sttts_jax.infer.kept import ScoreView
 from sttts_jax.report.charts import Axes, Line, bars, histogram, line_chart
 from sttts_jax.report.film import (
     STRIP_BUDGET,
@@ -23,7 +22,7 @@ from sttts_jax.report.film import (
     spread,
     where_uri,
 )
-from sttts_jax.report.views import ReportView, RunView
+from sttts_jax.report.views import ReportView, RunView, ScoreView
 
 # Method -> what happens to the cells after the first frame.
 DROPS = {

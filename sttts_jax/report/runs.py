@@ -12,10 +12,9 @@ from sttts_jax.evals.prose import METHOD_NAMES, percent
 from sttts_jax.evals.questions import Questions
 from sttts_jax.evals.results import Result
 from sttts_jax.evals.table import step_text
-from sttts_jax.infer.checkpoint import Subject
-from sttts_jax.infer.kept import ScoreView
+from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.report.look import view_video
-from sttts_jax.report.views import ReportView, RunView
+from sttts_jax.report.views import ReportView, RunView, ScoreView
 
 CLIPS = 4
 LONGEST = 80  # characters of an answer
@@ -26,7 +25,7 @@ SHOWN = ("scorer", "random")  # methods whose kept tokens are shown
 class Evaluated:
     """One run: its results of the task that the report is about, and what its training logged."""
 
-    subject: Subject
+    checkpoint: Checkpoint
     results: Sequence[Result]
     metrics: Sequence[Mapping[str, float]]  # lines of metrics.jsonl
     step_seconds: float | None  # median of a training step
@@ -36,13 +35,13 @@ class Evaluated:
     @property
     def main(self) -> Result | None:
         """The result at the trained setting."""
-        wanted = (self.subject.trained.fraction, self.subject.trained.max_frames)
+        wanted = (self.checkpoint.trained.fraction, self.checkpoint.trained.max_frames)
         return next((r for r in self.results if (r.key.fraction, r.key.max_frames) == wanted), None)
 
 
 def report_view(runs: Sequence[Evaluated], questions: Questions, rows: int, command: str) -> ReportView:
     """`rows`: of a batch in the measured prefill; `command`: how to make this page again."""
-    base = next((run.step_seconds for run in runs if run.subject.pruning.method == "none"), None)
+    base = next((run.step_seconds for run in runs if run.checkpoint.pruning.method == "none"), None)
     task, asked = questions.task, len(questions.asked)
     facts = {
         "Task": f"{task.name}, {asked:,} questions of the split {questions.source.split or 'in the file'}",
@@ -66,23 +65,23 @@ def _names(runs: Sequence[Evaluated]) -> list[str]:
     """'STTS, 50 % removed'; with the run's own name where two would be called alike."""
     labels = []
     for run in runs:
-        method, fraction = run.subject.pruning.method, float(run.subject.trained.fraction)
+        method, fraction = run.checkpoint.pruning.method, float(run.checkpoint.trained.fraction)
         labels.append(METHOD_NAMES.get(method, method) + (f", {percent(fraction)} removed" if fraction else ""))
     return [
-        f"{label} ({run.subject.name})" if labels.count(label) > 1 else label
+        f"{label} ({run.checkpoint.name})" if labels.count(label) > 1 else label
         for label, run in zip(labels, runs, strict=True)
     ]
 
 
 def _summary(runs: Sequence[Evaluated], asked: int) -> str:
-    steps = sorted({run.subject.step for run in runs})
+    steps = sorted({run.checkpoint.step for run in runs})
     count = "one run" if len(runs) == 1 else f"{len(runs)} runs"
     after = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     return f"{count[0].upper()}{count[1:]} after {after} steps, asked the same {asked:,} questions."
 
 
 def _run_view(run: Evaluated, name: str, base: float | None) -> RunView:
-    subject, main, trained = run.subject, run.main, run.subject.trained
+    checkpoint, main, trained = run.checkpoint, run.main, run.checkpoint.trained
     by_fraction = {
         float(r.key.fraction): r.overall.accuracy for r in run.results if r.key.max_frames == trained.max_frames
     }
@@ -96,7 +95,7 @@ def _run_view(run: Evaluated, name: str, base: float | None) -> RunView:
         histogram = (edges, kept, dropped)
     return RunView(
         name=name,
-        method=subject.pruning.method,
+        method=checkpoint.pruning.method,
         fraction=float(trained.fraction),
         metrics=[line for line in run.metrics if "histogram" not in line],
         overall=None if main is None else main.overall.accuracy,
@@ -111,7 +110,7 @@ def _run_view(run: Evaluated, name: str, base: float | None) -> RunView:
 
 def clips(runs: Sequence[Evaluated], questions: Questions, most: int = CLIPS) -> list[ScoreView]:
     """Up to `most` videos with a question of different families, each as the runs of SHOWN keep it."""
-    shown = [run for run in runs if run.subject.pruning.method in SHOWN and run.answers]
+    shown = [run for run in runs if run.checkpoint.pruning.method in SHOWN and run.answers]
     views = []
     for number in _telling(shown[0].answers, questions, most) if shown else []:
         record = questions.records[questions.asked[number][0]]
@@ -121,9 +120,9 @@ def clips(runs: Sequence[Evaluated], questions: Questions, most: int = CLIPS) ->
                 continue
             views.append(
                 view_video(
-                    run.subject,
+                    run.checkpoint,
                     record.video,
-                    run.subject.trained,
+                    run.checkpoint.trained,
                     name=record.id,
                     start=record.start,
                     end=record.end,

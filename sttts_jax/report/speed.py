@@ -9,18 +9,18 @@ import numpy as np
 
 from sttts_jax.data.device import to_device
 from sttts_jax.data.schema import RowShape, empty_rows
-from sttts_jax.infer.checkpoint import Subject
+from sttts_jax.infer.checkpoint import Checkpoint
 
 ROUNDS = 9
 
 
-def prefill_seconds(shapes: Sequence[tuple[Subject, RowShape]], rows: int, rounds: int = ROUNDS) -> list[float]:
-    """Median seconds of one prefill of `rows` full rows, for each subject and bucket.
+def prefill_seconds(shapes: Sequence[tuple[Checkpoint, RowShape]], rows: int, rounds: int = ROUNDS) -> list[float]:
+    """Median seconds of one prefill of `rows` full rows, for each checkpoint and bucket.
 
     Everything is compiled first; then all take turns, so that a slow minute of the machine hits all alike. What is in
     the batch does not matter to its time: shapes are static, so rows of black frames take as long as any others.
     """
-    programs = [_program(subject, shape, rows) for subject, shape in shapes]
+    programs = [_program(checkpoint, shape, rows) for checkpoint, shape in shapes]
     times: list[list[float]] = [[] for _ in programs]
     for number in range(rounds + 1):
         for program, seconds in zip(programs, times, strict=True):
@@ -31,17 +31,19 @@ def prefill_seconds(shapes: Sequence[tuple[Subject, RowShape]], rows: int, round
     return [float(np.median(seconds)) for seconds in times]
 
 
-def _program(subject: Subject, shape: RowShape, rows: int) -> Any:
-    model = subject.model(shape)
+def _program(checkpoint: Checkpoint, shape: RowShape, rows: int) -> Any:
+    model = checkpoint.model(shape)
 
     def prefill(params: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         return model.apply({"params": params}, batch, shape.length, rng, method="prefill")[0]
 
-    with jax.set_mesh(subject.mesh):
-        arrays = to_device(full_rows(shape, subject.layout.rows_per_process(rows)), subject.layout.sharding(), rows)
-        key = subject.key(0)
-        compiled = jax.jit(prefill).lower(subject.params, arrays, key).compile()
-    return lambda: compiled(subject.params, arrays, key)
+    with jax.set_mesh(checkpoint.mesh):
+        arrays = to_device(
+            full_rows(shape, checkpoint.layout.rows_per_process(rows)), checkpoint.layout.sharding(), rows
+        )
+        key = checkpoint.key(0)
+        compiled = jax.jit(prefill).lower(checkpoint.params, arrays, key).compile()
+    return lambda: compiled(checkpoint.params, arrays, key)
 
 
 def full_rows(shape: RowShape, rows: int) -> dict[str, np.ndarray]:

@@ -15,7 +15,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sttts_jax.api import open_subject
 from sttts_jax.ckpt import slices
 from sttts_jax.ckpt.files import problem_of
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
@@ -26,6 +25,7 @@ from sttts_jax.convert import import_plan as hf_import
 from sttts_jax.convert.table import STYLES, pieces, qwen3_pieces, scorer_pieces, siglip_pieces
 from sttts_jax.convert.tree import params_of, tensors_of
 from sttts_jax.data.tokenizer import train_tokenizer
+from sttts_jax.infer.open import read_checkpoint
 from sttts_jax.mesh import make_mesh
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import merge
@@ -96,7 +96,7 @@ def test_an_untied_head_stays_one(tmp_path: Path) -> None:
     tensors["lm_head.weight"][-1, -1] += 1
     write_tensors(tmp_path / "source", tensors)
     convert_in(tmp_path / "source", tmp_path / "ours")
-    assert not open_subject(tmp_path / "ours").vlm.llm.tied
+    assert not read_checkpoint(tmp_path / "ours").vlm.llm.tied
     np.testing.assert_array_equal(load_params(tmp_path / "ours")["llm"]["head"], tensors["lm_head.weight"])
 
 
@@ -113,7 +113,7 @@ def test_the_result_is_a_workdir(tmp_path: Path, piecewise: None) -> None:
     tensors = write_hf(tmp_path / "source", dtype="bfloat16")
     convert_in(tmp_path / "source", tmp_path / "ours")
     assert problem_of(tmp_path / "ours" / "checkpoints", 0) == ""
-    subject = open_subject(tmp_path / "ours")
+    subject = read_checkpoint(tmp_path / "ours")
     assert subject.vlm == SMALL and subject.step == 0 and subject.pruning.method == "none"
     assert subject.tokenizer.base_size == VOCAB
     params = named_leaves(subject.load(make_mesh({"fsdp": 4, "tensor": 2})))
@@ -130,7 +130,7 @@ def test_a_scorer_goes_in_and_out(tmp_path: Path, piecewise: None, style: Any) -
     (tmp_path / "scorer").mkdir()
     write_tensors(tmp_path / "scorer", scorer)
     convert_in(tmp_path / "source", tmp_path / "ours", "--scorer", tmp_path / "scorer")
-    assert open_subject(tmp_path / "ours").pruning.method == "scorer"
+    assert read_checkpoint(tmp_path / "ours").pruning.method == "scorer"
     want = named_leaves(params_of(scorer, scorer_pieces(SMALL.vit)))
     assert_same({n: np.asarray(x) for n, x in named_leaves(load_params(tmp_path / "ours")).items() if n in want}, want)
     convert_out(tmp_path / "ours", tmp_path / "back", "--names", style)
@@ -184,7 +184,7 @@ def test_parts_become_a_model_that_goes_out(tmp_path: Path, piecewise: None, tie
     tower, text, cfg = _write_parts(tmp_path, tied)
     places = ["--vision", f"hf:{tmp_path / 'vision'}", "--llm", f"hf:{tmp_path / 'llm'}"]
     convert.main([*places, "--to", f"orbax:{tmp_path / 'ours'}", "--scorer", "fresh"])
-    assert open_subject(tmp_path / "ours").vlm == cfg
+    assert read_checkpoint(tmp_path / "ours").vlm == cfg
     params = {n: np.asarray(x) for n, x in named_leaves(load_params(tmp_path / "ours")).items()}
     want = named_leaves(params_of(tower, siglip_pieces(cfg.vit)))
     want |= named_leaves(params_of(text, [p for p in qwen3_pieces(cfg.llm) if p.tensor in text]))
@@ -203,7 +203,7 @@ def test_another_tokenizer_can_be_given(tmp_path: Path) -> None:
     (tmp_path / "source" / "tokenizer.json").unlink()
     train_tokenizer(TEXTS, tmp_path / "plain", VOCAB)
     convert_in(tmp_path / "source", tmp_path / "ours", "--tokenizer", tmp_path / "plain")
-    assert open_subject(tmp_path / "ours").tokenizer.ids["<im_patch>"] == VOCAB + 2
+    assert read_checkpoint(tmp_path / "ours").tokenizer.ids["<im_patch>"] == VOCAB + 2
 
 
 def test_a_run_that_started_from_it_goes_out_with_its_side_files(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sttts_jax.evals import questions as harness_questions
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, frame_ladder, task_source
 from sttts_jax.evals.tasks.registry import find_task
-from sttts_jax.infer.checkpoint import Setting, Subject
+from sttts_jax.infer.checkpoint import Checkpoint, Setting
 
 SETTING = Setting("0.5", 6, 2.0)
 FRAMES = {"short": 2, "middle": 3, "long": 5}  # sampled of clips of 0.5, 1 and 2 seconds
@@ -45,16 +45,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _questions(subject: Subject, folder: Path) -> Questions:
+def _questions(checkpoint: Checkpoint, folder: Path) -> Questions:
     task = find_task(f"jsonl:{folder / 'own.jsonl'}")
-    return Questions(task, task_source(task, subject.data), subject.tokenizer, subject.data.cells)
+    return Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
 
 
 @pytest.fixture(scope="module")
-def single(subjects: dict[str, Subject], folder: Path) -> list[dict[str, Any]]:
+def single(checkpoints: dict[str, Checkpoint], folder: Path) -> list[dict[str, Any]]:
     """The answers where every question has a row of its own, and all rows one shape."""
-    questions = _questions(subjects["scorer"], folder)
-    result, answers = Harness(subjects["scorer"], ROWS, together=1).run(questions, SETTING)
+    questions = _questions(checkpoints["scorer"], folder)
+    result, answers = Harness(checkpoints["scorer"], ROWS, together=1).run(questions, SETTING)
     assert result.compilations == 1
     assert result.buckets == [{**result.buckets[0], "frames": 6, "rows": len(questions.asked)}]
     assert len({a.get("prediction") for a in answers}) > 3, "constant answers prove little"
@@ -62,10 +62,10 @@ def single(subjects: dict[str, Subject], folder: Path) -> list[dict[str, Any]]:
 
 
 def test_answers_depend_neither_on_buckets_nor_on_shared_rows(
-    subjects: dict[str, Subject], folder: Path, single: list[dict[str, Any]]
+    checkpoints: dict[str, Checkpoint], folder: Path, single: list[dict[str, Any]]
 ) -> None:
-    questions = _questions(subjects["scorer"], folder)
-    harness = Harness(subjects["scorer"], ROWS, steps=[2])
+    questions = _questions(checkpoints["scorer"], folder)
+    harness = Harness(checkpoints["scorer"], ROWS, steps=[2])
     result, answers = harness.run(questions, SETTING)
     assert answers == single
     assert result.compilations == len(result.buckets) == 2
@@ -78,17 +78,19 @@ def test_answers_depend_neither_on_buckets_nor_on_shared_rows(
 
 
 def test_clips_longer_than_announced_are_asked_in_the_largest_rows(
-    subjects: dict[str, Subject], folder: Path, single: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    checkpoints: dict[str, Checkpoint], folder: Path, single: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness_questions, "_duration", lambda record: None if record.video is None else 0.25)
-    questions = _questions(subjects["scorer"], folder)
+    questions = _questions(checkpoints["scorer"], folder)
     assert [(b.frames, len(b.groups)) for b in questions.plan(SETTING, [2, 6], ROWS)] == [(2, 20), (6, 0)]
-    result, got = Harness(subjects["scorer"], ROWS, steps=[2]).run(questions, SETTING)
+    result, got = Harness(checkpoints["scorer"], ROWS, steps=[2]).run(questions, SETTING)
     assert got == single and result.compilations == len(result.buckets) == 2
 
 
-def test_every_question_is_planned_once_in_the_smallest_bucket(subjects: dict[str, Subject], folder: Path) -> None:
-    questions = _questions(subjects["scorer"], folder)
+def test_every_question_is_planned_once_in_the_smallest_bucket(
+    checkpoints: dict[str, Checkpoint], folder: Path
+) -> None:
+    questions = _questions(checkpoints["scorer"], folder)
     records = [questions.records[asked.record] for asked in questions.asked]
     for ladder in ([6], [2, 6], [2, 4, 6], [1, 2, 3, 4, 5, 6]):
         for rows, together in ((1, 1), (1, 3), (8, 4), (100, 2)):

@@ -18,6 +18,7 @@ from sttts_jax.data.evaluation import QuestionShape, eval_batches
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.evals.accuracy import wilson
 from sttts_jax.evals.harness import Harness
+from sttts_jax.evals.masks import pack_mask, unpack_mask
 from sttts_jax.evals.questions import (
     BUCKET,
     QUESTION_BUCKET,
@@ -28,8 +29,7 @@ from sttts_jax.evals.questions import (
 )
 from sttts_jax.evals.results import ResultsFile
 from sttts_jax.evals.tasks.registry import find_task
-from sttts_jax.infer.checkpoint import Setting, Subject, canonical_fraction
-from sttts_jax.infer.kept import pack_mask, unpack_mask
+from sttts_jax.infer.checkpoint import Checkpoint, Setting, canonical_fraction
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
 
@@ -39,9 +39,9 @@ METHODS = ("scorer", "none", "random")
 FLAGS = ["--tasks", "shapes_video_qa", "--limit", str(LIMIT), "--batch", "8"]
 
 
-def _questions(subject: Subject, name: str = "shapes_video_qa", limit: int | None = LIMIT) -> Questions:
+def _questions(checkpoint: Checkpoint, name: str = "shapes_video_qa", limit: int | None = LIMIT) -> Questions:
     task = find_task(name)
-    return Questions(task, task_source(task, subject.data), subject.tokenizer, subject.data.cells, limit)
+    return Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells, limit)
 
 
 def _answers(workdir: Path) -> list[dict[str, Any]]:
@@ -136,15 +136,17 @@ def test_finished_measurements_are_read_not_repeated(
             evaluate.main([*argv, *change])
 
 
-def test_results_of_another_run_are_refused(text: str, runs: dict[str, Path], subjects: dict[str, Subject]) -> None:
+def test_results_of_another_run_are_refused(
+    text: str, runs: dict[str, Path], checkpoints: dict[str, Checkpoint]
+) -> None:
     with pytest.raises(ValueError, match="another config"):
-        ResultsFile(runs["scorer"] / "eval", "random", subjects["random"].config)
+        ResultsFile(runs["scorer"] / "eval", "random", checkpoints["random"].config)
 
 
-def test_other_fraction_and_frames(subjects: dict[str, Subject]) -> None:
-    subject = subjects["scorer"]
-    setting, questions = subject.setting("0.3", 6), _questions(subject)
-    harness = Harness(subject, 8)
+def test_other_fraction_and_frames(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["scorer"]
+    setting, questions = checkpoint.setting("0.3", 6), _questions(checkpoint)
+    harness = Harness(checkpoint, 8)
     result, answers = harness.run(questions, setting)
     assert result.overall.count == LIMIT
     assert result.frames_mean == 6
@@ -152,24 +154,26 @@ def test_other_fraction_and_frames(subjects: dict[str, Subject]) -> None:
     again, same = harness.run(questions, setting)
     assert (result.compilations, again.compilations) == (1, 0)
     assert same == answers
-    _, alike = Harness(subject, 16).run(questions, setting)  # answers do not depend on the rest of the batch
+    _, alike = Harness(checkpoint, 16).run(questions, setting)  # answers do not depend on the rest of the batch
     assert [(a["prediction"], a["mask"]) for a in alike] == [(a["prediction"], a["mask"]) for a in answers]
 
 
-def test_random_choice_is_a_matter_of_the_seed(text: str, runs: dict[str, Path], subjects: dict[str, Subject]) -> None:
-    subject = subjects["random"]
-    harness, questions = Harness(subject, 8, seed=0), _questions(subject)
-    masks = [a["mask"] for a in harness.run(questions, subject.trained)[1]]
+def test_random_choice_is_a_matter_of_the_seed(
+    text: str, runs: dict[str, Path], checkpoints: dict[str, Checkpoint]
+) -> None:
+    checkpoint = checkpoints["random"]
+    harness, questions = Harness(checkpoint, 8, seed=0), _questions(checkpoint)
+    masks = [a["mask"] for a in harness.run(questions, checkpoint.trained)[1]]
     assert masks == [a["mask"] for a in _answers(runs["random"])]
     # Not one draw for all rows and batches, but one for the questions that share a row.
-    (bucket,) = questions.plan(subject.trained, [4], 8)
+    (bucket,) = questions.plan(checkpoint.trained, [4], 8)
     assert len(set(masks)) == len(bucket.groups) > 4
     assert all(len({masks[number] for number in group}) == 1 for group in bucket.groups)
     harness.seed = 1
-    assert masks != [a["mask"] for a in harness.run(questions, subject.trained)[1]]
+    assert masks != [a["mask"] for a in harness.run(questions, checkpoint.trained)[1]]
 
 
-def test_bad_videos_are_counted_and_named(subjects: dict[str, Subject], tmp_path: Path) -> None:
+def test_bad_videos_are_counted_and_named(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), np.uint8)
     (tmp_path / "good.mp4").write_bytes(encode_mp4(frames, 4))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
@@ -178,8 +182,8 @@ def test_bad_videos_are_counted_and_named(subjects: dict[str, Subject], tmp_path
     lines += [{"id": "text", "messages": [asked]}, {"id": "odd", "messages": [{**asked, "answer": "green"}]}]
     file = tmp_path / "own.jsonl"
     file.write_text("\n".join([*map(json.dumps, lines), "{not json"]))
-    subject = subjects["none"]
-    result, answers = Harness(subject, 8).run(_questions(subject, f"jsonl:{file}", None), subject.trained)
+    checkpoint = checkpoints["none"]
+    result, answers = Harness(checkpoint, 8).run(_questions(checkpoint, f"jsonl:{file}", None), checkpoint.trained)
     assert result.overall.count == 2  # the good video and the text alone
     assert [bad["id"] for bad in result.bad] == ["record 1", "record 2", "record 4", "record 5"]
     assert "broken.mp4" in result.bad[0]["error"]
@@ -188,34 +192,34 @@ def test_bad_videos_are_counted_and_named(subjects: dict[str, Subject], tmp_path
     assert (answers[3]["frames"], answers[3]["cells"]) == (0, 0)
 
 
-def test_rows_hold_the_longest_and_little_more(subjects: dict[str, Subject]) -> None:
-    subject = subjects["scorer"]
-    questions = _questions(subject, limit=None)
+def test_rows_hold_the_longest_and_little_more(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["scorer"]
+    questions = _questions(checkpoint, limit=None)
     for fraction, frames, fps in (("0", 3, 2.0), ("0.5", 9, None), ("0.7", 5, 1.0)):
         setting = Setting(fraction, frames, fps)
         (bucket,) = questions.plan(setting, frame_ladder(frames, [frames]), 8)
-        shape = subject.data.evaluation_shape(bucket.frames, fraction, bucket.length)
+        shape = checkpoint.data.evaluation_shape(bucket.frames, fraction, bucket.length)
         room = QuestionShape(bucket.most, bucket.longest)
         groups = [[questions.asked[number] for number in group] for group in bucket.groups]
         sampling = {"max_frames": frames, "max_fps": fps, "rows": len(groups)}
-        (batch,) = eval_batches(questions.records, subject.tokenizer, shape, room, groups, **sampling)
+        (batch,) = eval_batches(questions.records, checkpoint.tokenizer, shape, room, groups, **sampling)
         assert (batch.lengths > 0).sum() == len(questions.asked)
         unpruned = (batch.arrays["example"] >= 0).sum(1)
         count = (batch.arrays["frame_item"] >= 0).sum(1)
         alive = max(u - CELLS * f + n_kept(f, fraction, CELLS) for u, f in zip(unpruned, count, strict=True))
         assert shape.length % BUCKET == 0 and SLACK <= shape.length - alive < SLACK + BUCKET
         assert room.longest % QUESTION_BUCKET == 0 and 0 <= room.longest - batch.lengths.max() < QUESTION_BUCKET
-        whole = questions.row_shape(subject.data, setting).length
+        whole = questions.row_shape(checkpoint.data, setting).length
         assert whole % BUCKET == 0 and SLACK <= whole - alive - batch.lengths.max() < SLACK + BUCKET
 
 
-def test_methods_that_drop_nothing_have_one_fraction(subjects: dict[str, Subject]) -> None:
+def test_methods_that_drop_nothing_have_one_fraction(checkpoints: dict[str, Checkpoint]) -> None:
     soft = dataclasses.replace(
-        subjects["scorer"], pruning=dataclasses.replace(subjects["scorer"].pruning, method="soft_only")
+        checkpoints["scorer"], pruning=dataclasses.replace(checkpoints["scorer"].pruning, method="soft_only")
     )
-    assert subjects["none"].setting("0.7") == subjects["none"].trained
+    assert checkpoints["none"].setting("0.7") == checkpoints["none"].trained
     assert soft.setting("0.7").fraction == soft.trained.fraction == "0"
-    assert subjects["scorer"].setting("0.70").fraction == "0.7"
+    assert checkpoints["scorer"].setting("0.70").fraction == "0.7"
 
 
 @pytest.mark.parametrize(("text", "same"), [("0.50", "0.5"), ("0", "0"), ("0.0", "0"), ("1e-1", "0.1"), (".3", "0.3")])
@@ -250,7 +254,7 @@ def test_mistakes_are_one_sentence_before_anything_compiles(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Subject, "params", property(lambda self: pytest.fail("weights were loaded")))
+    monkeypatch.setattr(Checkpoint, "params", property(lambda self: pytest.fail("weights were loaded")))
     words = {"--workdir": str(runs["scorer"]), "--tasks": "shapes_video_qa", **changes}
     argv = [word for pair in words.items() for word in pair]
     assert run_command("evaluate", evaluate.main, argv) == 2

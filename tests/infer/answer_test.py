@@ -18,17 +18,19 @@ from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, task_source
 from sttts_jax.evals.tasks.registry import find_task
-from sttts_jax.infer.checkpoint import Subject
+from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.infer.generate import Generated, QuestionTokens, generate
-from sttts_jax.infer.model import Answer, Model, Saying, Scene, question_tokens
+from sttts_jax.infer.model import Model
+from sttts_jax.infer.scene import Answer, GenerationConfig, Scene, question_tokens
 from sttts_jax.mesh import make_mesh
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
+from sttts_jax.report.look import view_scene
 
 CELLS = preset("tiny").vit.cells
 QUESTION = "What color is the ball?"
 QUESTIONS = [QUESTION, "Where does it go after the panel turned, and which one of the others appeared before?", "Why?"]
-SHORT = Saying(max_new_tokens=32)
+SHORT = GenerationConfig(max_new_tokens=32)
 
 
 def _noise(path: Path, pictures: int, seed: int = 0) -> Path:
@@ -43,21 +45,19 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _noise(tmp_path_factory.mktemp("video") / "noise.mp4", 12)
 
 
-def _alone(subject: Subject, **changes: Any) -> Subject:
+def _alone(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
     """On one device, for which programs compile faster; the command's tests run on all of them."""
-    other = dataclasses.replace(subject, **changes)
-    other.__dict__["mesh"] = make_mesh({"fsdp": 1}, jax.devices()[:1])
-    return other
+    return dataclasses.replace(checkpoint, place=lambda: make_mesh({"fsdp": 1}, jax.devices()[:1]), **changes)
 
 
 @pytest.fixture(scope="module")
-def subject(subjects: dict[str, Subject]) -> Subject:
-    return _alone(subjects["scorer"])
+def checkpoint(checkpoints: dict[str, Checkpoint]) -> Checkpoint:
+    return _alone(checkpoints["scorer"])
 
 
 @pytest.fixture(scope="module")
-def model(subject: Subject) -> Model:
-    return Model(subject)
+def model(checkpoint: Checkpoint) -> Model:
+    return Model(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +67,20 @@ def said(model: Model, video: Path) -> tuple[Scene, list[Answer]]:
     return scene, [scene.ask(question, SHORT) for question in QUESTIONS]
 
 
-def _by_generate(subject: Subject, scene: Scene, question: str, saying: Saying) -> Generated:
+def _by_generate(checkpoint: Checkpoint, scene: Scene, question: str, generation: GenerationConfig) -> Generated:
     """The answer that `infer.generate` gives on the same row."""
-    ids = question_tokens(subject.tokenizer, question)
+    ids = question_tokens(checkpoint.tokenizer, question)
     asked = QuestionTokens(jnp.asarray(ids)[None, None], jnp.full((1, 1), len(ids), jnp.int32))
-    with jax.set_mesh(subject.mesh):
+    with jax.set_mesh(checkpoint.mesh):
         return generate(
-            subject.model(scene.shape),
-            {"params": subject.params},
+            checkpoint.model(scene.shape),
+            {"params": checkpoint.params},
             scene._batch,
-            max_new_tokens=saying.max_new_tokens,
-            stop_ids=(subject.tokenizer.eos,),
-            temperature=saying.temperature,
-            top_p=saying.top_p,
-            rng=subject.key(saying.seed),
+            max_new_tokens=generation.max_new_tokens,
+            stop_ids=(checkpoint.tokenizer.eos,),
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            rng=checkpoint.key(generation.seed),
             questions=asked,
         )
 
@@ -89,13 +89,15 @@ def _tokens(said: Generated) -> list[int]:
     return np.asarray(said.tokens)[0, 0, : int(said.lengths[0, 0])].tolist()
 
 
-def test_questions_on_a_scene_are_answered_as_generate_does(subject: Subject, said: tuple[Scene, list[Answer]]) -> None:
+def test_questions_on_a_scene_are_answered_as_generate_does(
+    checkpoint: Checkpoint, said: tuple[Scene, list[Answer]]
+) -> None:
     scene, answers = said
     for question, answer in zip(QUESTIONS, answers, strict=True):
-        expected = _by_generate(subject, scene, question, SHORT)
+        expected = _by_generate(checkpoint, scene, question, SHORT)
         assert list(answer.tokens) == _tokens(expected)
         assert answer.stopped == (len(answer.tokens) < SHORT.max_new_tokens)
-        assert answer.text == subject.tokenizer.decode(answer.tokens).strip()
+        assert answer.text == checkpoint.tokenizer.decode(answer.tokens).strip()
         mask = np.asarray(expected.kept)[0, : scene.frames]
         assert scene.keep is not None and np.array_equal(scene.keep.reshape(mask.shape), mask)
         assert scene.scores is not None
@@ -104,28 +106,28 @@ def test_questions_on_a_scene_are_answered_as_generate_does(subject: Subject, sa
     assert scene.cells == (n_kept(4, "0.5", CELLS), 4 * CELLS)
 
 
-@pytest.mark.parametrize("saying", [Saying(32, 1.5, 0.9, seed=3), Saying(32, 5.0, 1.0, seed=4)])
+@pytest.mark.parametrize("generation", [GenerationConfig(32, 1.5, 0.9, seed=3), GenerationConfig(32, 5.0, 1.0, seed=4)])
 def test_sampled_answers_are_those_of_generate(
-    subject: Subject, said: tuple[Scene, list[Answer]], saying: Saying
+    checkpoint: Checkpoint, said: tuple[Scene, list[Answer]], generation: GenerationConfig
 ) -> None:
     scene, answers = said
-    answer = scene.ask(QUESTION, saying)
-    assert list(answer.tokens) == _tokens(_by_generate(subject, scene, QUESTION, saying))
+    answer = scene.ask(QUESTION, generation)
+    assert list(answer.tokens) == _tokens(_by_generate(checkpoint, scene, QUESTION, generation))
     assert answer.tokens != answers[0].tokens
-    assert scene.ask(QUESTION, saying).tokens == answer.tokens
-    assert scene.ask(QUESTION, dataclasses.replace(saying, seed=5)).tokens != answer.tokens
+    assert scene.ask(QUESTION, generation).tokens == answer.tokens
+    assert scene.ask(QUESTION, dataclasses.replace(generation, seed=5)).tokens != answer.tokens
     assert scene.ask(QUESTION, SHORT).tokens == answers[0].tokens
 
 
 def test_a_harness_says_the_same(
-    subject: Subject, said: tuple[Scene, list[Answer]], video: Path, tmp_path: Path
+    checkpoint: Checkpoint, said: tuple[Scene, list[Answer]], video: Path, tmp_path: Path
 ) -> None:
     messages = [{"question": question, "answer": "red", "style": "user_qa"} for question in QUESTIONS]
     (tmp_path / "own.jsonl").write_text(json.dumps({"video": str(video), "messages": messages}))
     task = find_task(f"jsonl:{tmp_path / 'own.jsonl'}")
     assert task.max_new_tokens == SHORT.max_new_tokens
-    questions = Questions(task, task_source(task, subject.data), subject.tokenizer, subject.data.cells)
-    _, answers = Harness(subject, 1).run(questions, subject.trained)
+    questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
+    _, answers = Harness(checkpoint, 1).run(questions, checkpoint.trained)
     assert [answer.text for answer in said[1]] == [answer["prediction"] for answer in answers]
 
 
@@ -139,15 +141,15 @@ def test_pieces_make_the_text(said: tuple[Scene, list[Answer]]) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2, 9, 31])
-def test_an_answer_is_cut_where_it_should(subject: Subject, said: tuple[Scene, list[Answer]], most: int) -> None:
+def test_an_answer_is_cut_where_it_should(checkpoint: Checkpoint, said: tuple[Scene, list[Answer]], most: int) -> None:
     scene, answers = said
-    room, *_ = scene._engine._programs
+    capacity, *_ = scene._engine._programs
     longest = np.argmax([len(answer.tokens) for answer in answers])
-    ids, whole = question_tokens(subject.tokenizer, QUESTIONS[longest]), answers[longest]
-    talk, prefix = scene._begin(scene._engine._programs[room], room, ids, Saying(most))
-    assert [i for new in talk for i in new][: len(whole.tokens)] == list(whole.tokens[:most])
-    assert talk.made <= most
-    scene._held = (room, 0, prefix._replace(cache=talk.state.cache))
+    ids, whole = question_tokens(checkpoint.tokenizer, QUESTIONS[longest]), answers[longest]
+    stream, prefix = scene._begin(scene._engine._programs[capacity], capacity, ids, GenerationConfig(most))
+    assert [i for new in stream for i in new][: len(whole.tokens)] == list(whole.tokens[:most])
+    assert stream.made <= most
+    scene._held = (capacity, 0, prefix._replace(cache=stream.state.cache))
 
 
 def test_a_scene_is_read_once(
@@ -161,13 +163,13 @@ def test_a_scene_is_read_once(
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in said[1][::2]]
     assert len(reads) == 1 and not any(answer.compile_s for answer in answers)
     longer = scene.ask("Why does it turn and appear? " * 20, SHORT)  # more than the cache at hand has room for
-    assert longer.compile_s > 0 and scene._held is not None and scene._held[0].longest > 64
+    assert longer.compile_s > 0 and scene._held is not None and scene._held[0].question > 64
     assert [scene.ask(question, SHORT).tokens for question in QUESTIONS[::2]] == [a.tokens for a in answers]
     assert len(reads) == 1  # the larger cache serves them too
 
 
-def test_cells_chosen_at_random_depend_on_the_seed_alone(subjects: dict[str, Subject], video: Path) -> None:
-    scene = Model(_alone(subjects["random"])).watch(video)
+def test_cells_chosen_at_random_depend_on_the_seed_alone(checkpoints: dict[str, Checkpoint], video: Path) -> None:
+    scene = Model(_alone(checkpoints["random"])).watch(video)
     masks = []
     for seed in (0, 1, 0):
         scene.ask(QUESTION, dataclasses.replace(SHORT, seed=seed))
@@ -176,8 +178,8 @@ def test_cells_chosen_at_random_depend_on_the_seed_alone(subjects: dict[str, Sub
     assert np.array_equal(masks[0], masks[2]) and not np.array_equal(masks[0], masks[1])
 
 
-def test_weights_in_the_type_of_the_compute_change_nothing(subjects: dict[str, Subject], video: Path) -> None:
-    half = _alone(subjects["scorer"], dtype=jnp.bfloat16)
+def test_weights_in_the_type_of_the_compute_change_nothing(checkpoints: dict[str, Checkpoint], video: Path) -> None:
+    half = _alone(checkpoints["scorer"], dtype=jnp.bfloat16)
     model = Model(half)
     scene = model.watch(video)
     answer = scene.ask(QUESTION, SHORT)
@@ -195,9 +197,9 @@ def test_rows_of_more_frames_than_the_video_has(model: Model, said: tuple[Scene,
     assert (wide.frames, wide.shape.frames) == (6, 6) and model.watch(video, max_frames=5).shape.frames == 5
     more = model.watch(video, max_frames=100, max_fps=2.0)
     assert (more.frames, more.shape.frames) == (7, 8)
-    answer, expected = more.ask(QUESTION, SHORT), _by_generate(model.subject, more, QUESTION, SHORT)
+    answer, expected = more.ask(QUESTION, SHORT), _by_generate(model.checkpoint, more, QUESTION, SHORT)
     assert list(answer.tokens) == _tokens(expected) and more.keep is not None and len(more.keep) == 7
-    few = model.watch(video, fraction="0.70")
+    few = model.watch(video, pruned_fraction="0.70")
     assert few.cells == (n_kept(4, "0.7", CELLS), 4 * CELLS) and few.kept_share == few.cells[0] / few.cells[1]
 
 
@@ -212,22 +214,22 @@ def test_images_come_before_the_video(model: Model, video: Path, tmp_path: Path)
     assert (alone.frames, alone.shape.frames, alone.kept_share) == (0, 2, 1.0)
     assert both.image_tokens == alone.image_tokens == 2 * 9  # of 6 x 6 patches, 2 x 2 of them a window
     for scene in (both, alone):
-        text = model.subject.tokenizer.decode(scene.prefix.tokens, skip_special=False)
+        text = model.checkpoint.tokenizer.decode(scene.prefix.tokens, skip_special=False)
         image = f"<low_res_im_start>{'<im_patch>' * 9}<im_end>"
         assert text.startswith(f"<|im_end|>Image 1{image}Image 2{image}")
-    answer, expected = both.ask(QUESTION, SHORT), _by_generate(model.subject, both, QUESTION, SHORT)
+    answer, expected = both.ask(QUESTION, SHORT), _by_generate(model.checkpoint, both, QUESTION, SHORT)
     assert list(answer.tokens) == _tokens(expected)
     assert both.keep is not None and both.keep.sum() == both.cells[0] == n_kept(4, "0.5", CELLS)
     assert alone.ask(QUESTION, SHORT).tokens and alone.keep is None
     with pytest.raises(ValueError, match="images: a page shows what was kept of a video"):
-        alone.view([])
+        view_scene(alone, [])
 
 
 def test_subtitles_are_cut_to_the_clip(model: Model, video: Path, tmp_path: Path) -> None:
     (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:00.200 --> 00:00.900\nbefore\n\n00:01.500 --> 00:09.000\nred ball\n")
     scene = model.watch(video, start=1, end=3, subtitles=tmp_path / "a.vtt")
     same = model.watch(video, start=1, end=3, subtitles=[(1.5, 3.0, "red ball")])
-    text = model.subject.tokenizer.decode(scene.prefix.tokens)
+    text = model.checkpoint.tokenizer.decode(scene.prefix.tokens)
     assert text.endswith("subtitle\n0.5 - 2.0 red ball\n") and "before" not in text
     assert np.array_equal(same.prefix.tokens, scene.prefix.tokens)
     with pytest.raises(ValueError, match=r"contains the reserved token <\|im_end\|>"):
@@ -257,7 +259,7 @@ def test_command_with_several_videos_and_questions(
     assert out.count(f"[4 frames, {kept} of {everything} vision tokens kept ({kept / everything:.1%}); prompt ") == 4
     assert out.count("compiled before that in ") == 1 and out.count("first token after ") == 4
     record = json.loads(facts.read_text())
-    assert record["step"] == 2 and record["method"] == "scorer" and record["saying"]["max_new_tokens"] == 32
+    assert record["step"] == 2 and record["method"] == "scorer" and record["generation"]["max_new_tokens"] == 32
     assert [scene["video"] for scene in record["scenes"]] == ["noise.mp4", "other.mp4"]
     assert [a["tokens"] for a in record["scenes"][0]["answers"]] == [list(a.tokens) for a in answers[:2]]
     assert record["scenes"][0]["vision_tokens_kept"] == kept
@@ -279,8 +281,8 @@ def test_mistakes_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Subject, "params", property(lambda self: pytest.fail("weights were loaded")))
-    monkeypatch.setattr(Subject, "mesh", property(lambda self: pytest.fail("a device was touched")))
+    monkeypatch.setattr(Checkpoint, "params", property(lambda self: pytest.fail("weights were loaded")))
+    monkeypatch.setattr(Checkpoint, "mesh", property(lambda self: pytest.fail("a device was touched")))
     (tmp_path / "junk.mp4").write_bytes(b"junk")
     (tmp_path / "junk.png").write_bytes(b"junk")
     (tmp_path / "a.srt").write_text("no times")

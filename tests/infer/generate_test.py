@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sttts_jax.infer import generate as module
-from sttts_jax.infer.generate import generate, sample_tokens
+from sttts_jax.infer.decode import sample_tokens
+from sttts_jax.infer.generate import generate
 from sttts_jax.models.cache import KvCache
 from sttts_jax.models.config import LlmConfig
 from sttts_jax.models.llm import Llm

@@ -19,12 +19,11 @@ from PIL import Image
 
 from sttts_jax.evals.accuracy import Accuracy
 from sttts_jax.evals.prose import percent
-from sttts_jax.infer.kept import ScoreView
 from sttts_jax.report.charts import Axes, Line, line_chart, thin, ticks
 from sttts_jax.report.film import kept_tokens_png, shots, spread
 from sttts_jax.report.images import cell_edges, dim_dropped, expand, heat_colours
 from sttts_jax.report.page import score_page, training_report
-from sttts_jax.report.views import Panel, ReportView, RunView
+from sttts_jax.report.views import Panel, ReportView, RunView, ScoreView
 
 VIDEOS = Path(os.environ.get("STTTS_SHARED", Path(__file__).parents[3] / "shared")) / "data/videos"
 MEGABYTE = 1_000_000

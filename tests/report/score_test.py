@@ -12,10 +12,10 @@ from sttts_jax.cli.main import run as run_command
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.video import decode, display_size
 from sttts_jax.evals.harness import Harness
+from sttts_jax.evals.masks import unpack_mask
 from sttts_jax.evals.questions import Questions, task_source
 from sttts_jax.evals.tasks.registry import find_task
-from sttts_jax.infer.checkpoint import Subject
-from sttts_jax.infer.kept import unpack_mask
+from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.report.look import look
@@ -73,15 +73,15 @@ def test_page(runs: dict[str, Path], video: Path, tmp_path: Path, capsys: pytest
 
 
 def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
-    subjects: dict[str, Subject], video: Path, tmp_path: Path
+    checkpoints: dict[str, Checkpoint], video: Path, tmp_path: Path
 ) -> None:
-    subject, file = subjects["scorer"], tmp_path / "own.jsonl"
+    checkpoint, file = checkpoints["scorer"], tmp_path / "own.jsonl"
     file.write_text(json.dumps({"video": video.name, "messages": [{"question": "What?", "answer": "noise"}]}))
     task = find_task(f"jsonl:{file}")
-    questions = Questions(task, task_source(task, subject.data), subject.tokenizer, subject.data.cells)
-    _, (answer,) = Harness(subject, 8).run(questions, subject.trained)
-    frames = decode(video, max_frames=4, max_fps=2.0, size=subject.data.size).frames
-    keep, scores = look(subject, frames, "0.5")
+    questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
+    _, (answer,) = Harness(checkpoint, 8).run(questions, checkpoint.trained)
+    frames = decode(video, max_frames=4, max_fps=2.0, size=checkpoint.data.size).frames
+    keep, scores = look(checkpoint, frames, "0.5")
     assert np.array_equal(keep, unpack_mask(answer["mask"], keep.shape))
     assert scores is not None
 
@@ -123,7 +123,7 @@ def test_mistakes_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Subject, "params", property(lambda self: pytest.fail("weights were loaded")))
+    monkeypatch.setattr(Checkpoint, "params", property(lambda self: pytest.fail("weights were loaded")))
     (tmp_path / "junk.mp4").write_bytes(b"junk")
     out = tmp_path / "a.npz"
     for path, more, cause in (

@@ -14,11 +14,11 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import sttts_jax.train.init as init
-from sttts_jax.api import open_subject
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.restore import META, PARAMS, TreeMismatch, context
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
+from sttts_jax.infer.open import read_checkpoint
 from sttts_jax.mesh import make_mesh
 from sttts_jax.sharding import abstract_state, shardings_of
 from sttts_jax.train.config import RunConfig, defaults
@@ -146,7 +146,7 @@ def test_lora_and_scorer_are_fresh_and_start_as_the_checkpoint(released: Any, tm
     assert set(plan.optimizer.config.groups) == {"llm", "vit", "scorer"}
     assert all(name in origin.split("fresh:")[1] for name in added)
     _save(tmp_path, config, state.params)
-    opened = named_leaves(open_subject(tmp_path).load(make_mesh({"data": 1}, jax.devices()[:1])))
+    opened = named_leaves(read_checkpoint(tmp_path).load(make_mesh({"data": 1}, jax.devices()[:1])))
     jax.tree.map(np.testing.assert_array_equal, opened, leaves)
 
 
@@ -185,7 +185,7 @@ def test_the_tokenizer_comes_along(released: Any, tmp_path: Path) -> None:
 
 def test_a_converted_directory_opens_as_a_run_does(released: Any) -> None:
     directory, saved = released
-    subject = open_subject(directory)
+    subject = read_checkpoint(directory)
     assert subject.step == 0 and subject.vlm.llm.layers == 2
     params = subject.load(make_mesh({"data": 1}, jax.devices()[:1]))
     for name, leaf in named_leaves(params).items():

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import pytest
 
-from sttts_jax.api import open_subject
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.data.sources.registry import build
-from sttts_jax.infer.checkpoint import Subject
 from sttts_jax.train.config import defaults
 from sttts_jax.train.main import start
 
@@ -45,19 +42,11 @@ def _other_method(trained: Path, workdir: Path, method: str) -> None:
     shutil.copy(trained / "metrics.jsonl", workdir)
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def make_runs(root: Path) -> dict[str, Path]:
     """Method -> workdir. The trained one was moved after its training: a workdir is all that evaluation needs."""
-    root = tmp_path_factory.mktemp("runs")
     build("shapes_video_qa", str(root / "data"), {"train": 8, "validation": 4, "test": 8})
     start(_config(root / "data"), str(root / "first_place"))
     trained = Path(shutil.move(root / "first_place", root / "scorer"))
     for method in ("none", "random"):
         _other_method(trained, root / method, method)
     return {name: root / name for name in ("scorer", "none", "random")}
-
-
-@pytest.fixture(scope="session")
-def subjects(runs: dict[str, Path]) -> dict[str, Subject]:
-    """Method -> what `evals` works on."""
-    return {name: open_subject(path) for name, path in runs.items()}

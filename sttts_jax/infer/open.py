@@ -1,0 +1,74 @@
+"""From a directory to a checkpoint that answers: a run's workdir, a converted checkpoint, or one step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from sttts_jax.ckpt.files import resolve_step
+from sttts_jax.ckpt.meta import saved_config
+from sttts_jax.ckpt.restore import load_params, read_meta
+from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.infer.checkpoint import Checkpoint
+from sttts_jax.infer.model import Model
+from sttts_jax.paths import PathLike, as_path
+from sttts_jax.sharding import abstract_state
+from sttts_jax.tpu_flags import set_tpu_flags
+from sttts_jax.train.config import DTYPES, RunConfig
+from sttts_jax.train.main import TOKENIZER
+from sttts_jax.train.state import build_model, init_params
+
+
+def open_checkpoint(directory: PathLike, dtype: str = "") -> Model:
+    """A checkpoint that answers questions about videos and images, see `infer.model.Model`.
+
+        model = open_checkpoint("runs/demo/scorer")
+        print(model.watch("clip.mp4").ask("What happens at the end?").text)
+
+    directory  a run's workdir, a converted checkpoint, or one step; of the first two the newest whole step
+    dtype      of the compute, "float32" or "bfloat16"; "" as in training. CPUs are faster in float32
+
+    Weights are read when the first question is asked. Raises FileNotFoundError without a checkpoint, ValueError for an
+    unknown dtype, and where the checkpoint is damaged or its tokenizer is missing.
+    """
+    checkpoint = read_checkpoint(directory)
+    if dtype not in ("", *DTYPES):
+        raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return Model(dataclasses.replace(checkpoint, dtype=DTYPES[dtype]) if dtype else checkpoint)
+
+
+def read_checkpoint(directory: PathLike) -> Checkpoint:
+    """What `open_checkpoint` and the evaluation work on: config and tokenizer now, weights on demand. Raises as it."""
+    set_tpu_flags()
+    step = resolve_step(directory)
+    meta = read_meta(step)
+    config = saved_config(meta)
+    run = RunConfig.build(config)
+    workdir = step.parent.parent
+
+    def load(mesh: jax.sharding.Mesh) -> Any:
+        shape = run.data.row_shape
+        model = build_model(run, shape, mesh.devices.flat[0].platform)
+        boxed = jax.eval_shape(lambda key: init_params(model, shape, key), jax.random.key(0))
+        return load_params(step, abstract_state(boxed, mesh))
+
+    return Checkpoint(
+        name=workdir.name,
+        directory=str(directory if as_path(directory) == workdir else workdir),
+        step=int(meta["step"]),
+        config=config,
+        vlm=run.vlm,
+        pruning=run.pruning,
+        data=run.data,
+        dtype=DTYPES[run.model.dtype],
+        attention=run.model.attention,
+        tokenizer=_tokenizer(workdir, run),
+        load=load,
+    )
+
+
+def _tokenizer(workdir: Any, run: RunConfig) -> Tokenizer:
+    kept = as_path(workdir) / TOKENIZER
+    if not (kept / "tokenizer.json").exists():
+        raise ValueError(f"{kept}: holds no tokenizer.json; copy the tokenizer directory of the run there")
+    return Tokenizer.load(kept, run.vlm.llm.vocab)
