@@ -16,6 +16,7 @@ from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compar
 from sttts_jax.bench.pruning import Scores
 from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.timing import Compiled, Trial
+from sttts_jax.infer.decode import DecodeState, begin, go_on
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.train.state import init_params
 
@@ -46,7 +47,7 @@ class FirstToken(Trial):
     def seconds(self) -> float:
         params, batch = self.args
         before = time.perf_counter()
-        np.asarray(self.compiled.call(params, jax.device_put(batch))[0])
+        np.asarray(self.compiled.call(params, jax.device_put(batch)).token)
         return time.perf_counter() - before
 
 
@@ -62,7 +63,7 @@ class PerToken(Trial):
 
 @dataclass(frozen=True)
 class _Ready:
-    """One variant with its inputs. `first` gives (token [B], position [B], cache) of a batch."""
+    """One variant with its inputs. `first` gives the DecodeState of a batch."""
 
     load: Load
     fraction: Fraction
@@ -134,9 +135,9 @@ def _ready(plan: InferPlan, load: Load, params: Any, fraction: Fraction, packing
 
 
 def _prefill(model: Vlm, slots: int) -> Callable[..., Any]:
-    def prefill(params: Any, batch: Any) -> Any:
+    def prefill(params: Any, batch: Any) -> DecodeState:
         logits, cache, position, _ = model.apply({"params": params}, batch, slots, method="prefill")
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), position, cache
+        return begin(logits, position, cache, ())
 
     return prefill
 
@@ -144,14 +145,12 @@ def _prefill(model: Vlm, slots: int) -> Callable[..., Any]:
 def _decode(model: Vlm, count: int) -> Callable[..., Any]:
     """`count` greedy tokens, one after the other."""
 
-    def decode(params: Any, token: jax.Array, position: jax.Array, cache: Any) -> jax.Array:
-        def step(state: Any, _: None) -> Any:
-            token, position, cache = state
-            logits, cache = model.apply({"params": params}, token, position, cache, method="decode")
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            return (token, position + 1, cache), token
+    def decode(params: Any, state: DecodeState) -> jax.Array:
+        def step(state: DecodeState, _: None) -> tuple[DecodeState, jax.Array]:
+            state = go_on(model, {"params": params}, state, ())
+            return state, state.token
 
-        return jax.lax.scan(step, (token, position, cache), None, length=count)[1]
+        return jax.lax.scan(step, state, None, length=count)[1]
 
     return decode
 
@@ -177,7 +176,7 @@ def _decoded(ready: _Ready, tokens: int) -> Variant:
     args = ready.params, jax.device_put(ready.batch)
     state = ready.first.compiled(*args).call(*args)
     context = load.shape(ready.fraction).length + (tokens + 1) / 2  # on average over the steps
-    trial = PerToken(ready.later.compiled(ready.params, *state), (ready.params, *state), tokens)
+    trial = PerToken(ready.later.compiled(ready.params, state), (ready.params, state), tokens)
     cost = decode_bytes(load.vlm.llm, load.batch, context, jnp.dtype(load.dtype).itemsize)
     return _variant(ready, ready.later, trial, decode_flops(load.vlm.llm, load.batch, context), cost)
 
