@@ -1,5 +1,177 @@
-"""What Python users call."""
+"""What Python users call; every command is one of these. Importing it is quick: JAX comes with the first call.
 
-from sttts_jax.infer.open import open_checkpoint
+    from sttts_jax import api
 
-__all__ = ["open_checkpoint"]
+    api.train(config, "runs/mine")
+    api.evaluate("runs/mine", "shapes_video_qa", pruned_fraction=["0.3", "0.5"], say=print)
+    api.open_checkpoint("runs/mine").watch("clip.mp4").ask("What happens at the end?").text
+
+Mistakes are a ValueError or FileNotFoundError with one sentence that says what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etils import epy
+
+if TYPE_CHECKING:
+    import ml_collections
+
+    from sttts_jax.paths import PathLike
+
+with epy.lazy_imports():
+    import jax
+
+    from sttts_jax import distributed
+    from sttts_jax.data import video as videos
+    from sttts_jax.evals import evaluate as evaluations
+    from sttts_jax.evals import table
+    from sttts_jax.infer import model
+    from sttts_jax.infer import open as checkpoints
+    from sttts_jax.report import look, runs, views
+    from sttts_jax.train import main, state
+
+__all__ = ["evaluate", "open_checkpoint", "score", "train"]
+
+
+def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainState:
+    """Trains what a config says, or goes on where the workdir stands; returns the state at the end.
+
+        config = get_config("method=scorer,data_dir=data")   # of configs/demo.py
+        train(config, "runs/mine")
+
+    config   as the files in `configs` build it, see `train.config`
+    workdir  where checkpoints, metrics and the tokenizer go; one with checkpoints must be of the same config
+
+    Raises ValueError, before any device is touched, for a config that contradicts itself or the workdir.
+    """
+    return main.start(config, str(workdir))
+
+
+def evaluate(
+    workdirs: PathLike | Sequence[PathLike],
+    tasks: str | Sequence[str],
+    *,
+    pruned_fraction: str | float | Sequence[str | float] | None = None,
+    max_frames: int | Sequence[int] | None = None,
+    max_fps: float | None = None,
+    batch: int = 32,
+    frame_buckets: Sequence[int] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    out: PathLike | None = None,
+    overwrite: bool = False,
+    report: PathLike | None = None,
+    picture: PathLike | None = None,
+    made_by: str = "sttts_jax.api.evaluate",
+    say: Callable[[str], None] | None = None,
+) -> list[evaluations.Evaluation]:
+    """Answers benchmark questions from checkpoints; accuracies with 95 % intervals, one Evaluation a run, in order.
+
+        (run,) = evaluate("runs/demo/scorer", "shapes_video_qa", pruned_fraction="0.7")
+        print(run.results[0][0].overall.accuracy)
+
+    workdirs         of runs, converted checkpoints, or single steps; config, tokenizer and weights are there
+    tasks            "shapes_video_qa", or "jsonl:PATH" for your own questions; "NAME:SPLIT" takes another split
+    pruned_fraction  share of the cells to remove, or several; None: as trained. A method that removes nothing has one
+    max_frames       of a video at most, or several; None: as trained
+    max_fps          frames a second at most; None: as trained
+    batch            videos a batch, over all devices
+    frame_buckets    frames that rows are made for; empty: 8, 16, 32, .. up to `max_frames`
+    limit            ask only the first so many questions of a task
+    seed             of methods that choose at random
+    data_dir         where built data sets lie; None: where the run found them
+    out              for results.json and predictions; None: "eval" in each workdir. Several runs get a folder each
+    overwrite        measure again what is in results.json; else a finished measurement of the same step is read
+    report           an .html page that compares the runs on the first task; it measures prefills, `made_by` in its foot
+    picture          a .png of kept tokens of a run of method scorer
+    say              gets progress and the tables, line by line, on the first process
+
+    Every process of a run on several hosts calls the same. Raises FileNotFoundError without a checkpoint and ValueError
+    for whatever else cannot be measured, before anything is compiled.
+    """
+    for name, file, ending in (("report", report, ".html"), ("picture", picture, ".png")):
+        if file is not None and Path(file).suffix != ending:
+            raise ValueError(f"{name} {file} must end in {ending}")
+    distributed.init(distributed.DistributedConfig())
+    if (report or picture) and jax.process_count() > 1:
+        raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
+    found = evaluations.evaluate(
+        workdirs,
+        tasks,
+        pruned_fraction=pruned_fraction,
+        max_frames=max_frames,
+        max_fps=max_fps,
+        batch=batch,
+        frame_buckets=frame_buckets,
+        limit=limit,
+        seed=seed,
+        data_dir=data_dir,
+        out=out,
+        overwrite=overwrite,
+        say=say,
+    )
+    if say is not None and jax.process_index() == 0:
+        say(table.summary(found))
+    if report or picture:
+        runs.write_report(found, batch, page=report, picture=picture, made_by=made_by)
+    return found
+
+
+def open_checkpoint(directory: PathLike, dtype: str = "") -> model.Model:
+    """A checkpoint that answers questions about videos and images while you wait, see `infer.model.Model`.
+
+        scene = open_checkpoint("runs/demo/scorer").watch("clip.mp4", pruned_fraction="0.5")
+        print(scene.ask("What happens at the end?").text)
+
+    directory  a run's workdir, a converted checkpoint, or one step; of the first two the newest whole step
+    dtype      of the compute, "float32" or "bfloat16"; "" as in training. CPUs are faster in float32
+
+    Weights are read when the first question is asked. Raises FileNotFoundError without a checkpoint, ValueError for an
+    unknown dtype, and where the checkpoint is damaged or its tokenizer is missing.
+    """
+    return checkpoints.open_checkpoint(directory, dtype)
+
+
+def score(
+    checkpoint: PathLike,
+    video: str | Path | bytes,
+    out: PathLike | None = None,
+    *,
+    pruned_fraction: str | float | None = None,
+    max_frames: int | None = None,
+    max_fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    seed: int = 0,
+    name: str | None = None,
+) -> views.ScoreView:
+    """Which parts of a video a checkpoint keeps: masks, scores, and the frames to draw them on.
+
+        view = score("runs/demo/scorer", "clip.mp4", "clip.html", pruned_fraction="0.8")
+        print(view.keep.mean(), view.scores)
+
+    checkpoint       as of `open_checkpoint`
+    video            a file that FFmpeg reads, or its bytes
+    out              a page (.html) or arrays (.npz) to write as well, see `report.look.write_view`
+    pruned_fraction  share of the cells to remove, max_frames, max_fps: as trained where None
+    start, end       of the clip, seconds
+    seed             of methods that choose at random
+    name             of the video, on the page and in errors; None: that of the file
+
+    Raises ValueError, one sentence that names the file, before anything is compiled.
+    """
+    if out is not None:
+        look.check_ending(out)
+    name = name or ("video" if isinstance(video, bytes) else Path(video).name)
+    videos.probe(video, name if isinstance(video, bytes) else None)
+    opened = checkpoints.read_checkpoint(checkpoint)
+    setting = opened.setting(pruned_fraction, max_frames, max_fps)
+    view = look.view_video(opened, video, setting, name=name, start=start, end=end, seed=seed)
+    if out is not None:
+        look.write_view(view, out)
+    return view

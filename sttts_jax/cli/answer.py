@@ -10,47 +10,52 @@ before it, in one prompt. `--question -` reads questions from standard input, on
 what was kept and how fast it was. Programs are compiled before the clock starts.
 """
 
+from __future__ import annotations
+
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from etils import epy
+
+from sttts_jax.cli.arguments import PRUNED_FRACTION, check_at_least_one
 from sttts_jax.cli.main import run
 
-if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
-    from sttts_jax.infer.model import Model
-    from sttts_jax.infer.scene import Answer, GenerationConfig, Scene
+with epy.lazy_imports():
+    from sttts_jax import api, paths
+    from sttts_jax.data import video as videos
+    from sttts_jax.evals import prose
+    from sttts_jax.infer import model as models
+    from sttts_jax.infer import scene as scenes
+    from sttts_jax.report import look
 
 
 def main(argv: list[str]) -> int:
     """Prints answers. Raises ValueError with one sentence for a bad file or setting, before any device is touched."""
     args = _parser().parse_args(argv)
     _check(args)
-    # Late, so that --help and wrong arguments answer at once.
-    from sttts_jax.api import open_checkpoint
-    from sttts_jax.data.video import decode, probe
-    from sttts_jax.infer.scene import GenerationConfig, question_tokens
-
     for video in args.video:
-        probe(video)
-    generation = GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
-    model = open_checkpoint(args.checkpoint, args.dtype)
+        videos.probe(video)
+    generation = scenes.GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
+    model = api.open_checkpoint(args.checkpoint, args.dtype)
     for question in args.question:
         if question != "-":
-            question_tokens(model.checkpoint.tokenizer, question, generation.style)
+            scenes.question_tokens(model.checkpoint.tokenizer, question, generation.style)
     for video in args.video[1:]:  # the first one is decoded below, before anything is compiled
-        decode(video, max_frames=1, max_fps=None, size=None, start=args.start, end=args.end)
+        videos.decode(video, max_frames=1, max_fps=None, size=None, start=args.start, end=args.end)
     asked = []
     for number, scene in enumerate(_scenes(model, args)):
         answers = [_ask(scene, question, generation, args) for question in _questions(args.question)]
         if args.show:
-            _show(scene, answers, _numbered(args.show, number))
+            page = _numbered(args.show, number)
+            look.write_view(look.view_scene(scene, answers), page)
+            print(f"page: {page}")
         asked.append(_facts(scene, answers))
     if args.json:
-        from sttts_jax.paths import write_json
-
-        write_json(args.json, _record(model, generation, asked))
+        paths.write_json(args.json, _record(model, generation, asked))
     return 0
 
 
@@ -68,12 +73,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--question is empty; ask something, or give - to read questions from standard input")
     if "-" in args.question and (len(args.question) > 1 or len(args.video) > 1):
         raise ValueError("--question - goes with no other --question and with one --video")
-    for name in ("max_frames", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
+    check_at_least_one(args, "max_frames", "max_new_tokens")
 
 
-def _scenes(model: "Model", args: argparse.Namespace) -> Iterator["Scene"]:
+def _scenes(model: models.Model, args: argparse.Namespace) -> Iterator[scenes.Scene]:
     for video in args.video or [None]:
         yield model.watch(
             video,
@@ -93,7 +96,9 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
         yield from (line.strip() for line in sys.stdin if line.strip()) if question == "-" else [question]
 
 
-def _ask(scene: "Scene", question: str, generation: "GenerationConfig", args: argparse.Namespace) -> "Answer":
+def _ask(
+    scene: scenes.Scene, question: str, generation: scenes.GenerationConfig, args: argparse.Namespace
+) -> scenes.Answer:
     """Prints the answer as it comes, with its question where there are several."""
     if len(args.video) > 1:
         print(f"{scene.name}: ", end="")
@@ -104,9 +109,7 @@ def _ask(scene: "Scene", question: str, generation: "GenerationConfig", args: ar
     return answer
 
 
-def _line(scene: "Scene", answer: "Answer") -> Iterator[str]:
-    from sttts_jax.evals.prose import seconds
-
+def _line(scene: scenes.Scene, answer: scenes.Answer) -> Iterator[str]:
     kept, everything = scene.cells
     if scene.frames:
         yield f"{scene.frames} frames, {kept:,} of {everything:,} vision tokens kept ({scene.kept_share:.1%})"
@@ -114,19 +117,10 @@ def _line(scene: "Scene", answer: "Answer") -> Iterator[str]:
         yield f"{scene.image_tokens:,} vision tokens of images"
     yield f"prompt {scene.prompt_tokens:,} tokens before the question"
     rate = "" if answer.tokens_per_s is None else f", then {answer.tokens_per_s:.3g} tokens/s"
-    yield f"first token after {seconds(answer.first_token_s)}{rate}"
+    yield f"first token after {prose.seconds(answer.first_token_s)}{rate}"
     yield f"{len(answer.tokens)} tokens" + ("" if answer.stopped else ", cut at --max_new_tokens")
     if answer.compile_s:
-        yield f"compiled before that in {seconds(answer.compile_s)}"
-
-
-def _show(scene: "Scene", answers: Sequence["Answer"], path: str) -> None:
-    from sttts_jax.paths import write_text
-    from sttts_jax.report.look import view_scene
-    from sttts_jax.report.page import score_page
-
-    write_text(path, score_page(view_scene(scene, answers)))
-    print(f"page: {path}")
+        yield f"compiled before that in {prose.seconds(answer.compile_s)}"
 
 
 def _numbered(path: str, number: int) -> str:
@@ -134,9 +128,7 @@ def _numbered(path: str, number: int) -> str:
     return path if not number else f"{path.removesuffix('.html')}-{number + 1}.html"
 
 
-def _facts(scene: "Scene", answers: Sequence["Answer"]) -> dict[str, Any]:
-    import dataclasses
-
+def _facts(scene: scenes.Scene, answers: Sequence[scenes.Answer]) -> dict[str, Any]:
     kept, everything = scene.cells
     return {
         "video": scene.name if scene.frames else None,
@@ -147,14 +139,12 @@ def _facts(scene: "Scene", answers: Sequence["Answer"]) -> dict[str, Any]:
         "kept_share": scene.kept_share,
         "image_tokens": scene.image_tokens,
         "prompt_tokens": scene.prompt_tokens,
-        "fraction": scene.setting.fraction,
+        "pruned_fraction": scene.setting.fraction,
         "answers": [dataclasses.asdict(answer) for answer in answers],
     }
 
 
-def _record(model: "Model", generation: "GenerationConfig", asked: list[dict[str, Any]]) -> dict[str, Any]:
-    import dataclasses
-
+def _record(model: models.Model, generation: scenes.GenerationConfig, asked: list[dict[str, Any]]) -> dict[str, Any]:
     checkpoint = model.checkpoint
     about = {"checkpoint": checkpoint.directory, "step": checkpoint.step, "method": checkpoint.pruning.method}
     return {**about, "generation": dataclasses.asdict(generation), "scenes": asked}
@@ -172,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--start", type=float, metavar="S", help="of the clip, seconds")
     add("--end", type=float, metavar="S", help="of the clip, seconds")
     add("--subtitles", metavar="FILE", help=".srt or .vtt, with the times of the whole video")
-    add("--pruned_fraction", metavar="K", help="share of the video's cells to remove (default: as trained)")
+    add("--pruned_fraction", metavar="K", help=PRUNED_FRACTION)
     add("--max_frames", type=int, metavar="N", help="(default: as trained)")
     add("--max_fps", type=float, metavar="R", help="frames a second at most (default: as trained)")
     add("--max_crops", type=int, default=24, metavar="N", help="most tiles of an image (%(default)s); 0: whole only")

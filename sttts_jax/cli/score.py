@@ -9,46 +9,33 @@ float32 [F, gh, gw].
 """
 
 import argparse
-import io
 import sys
-from pathlib import Path
-from typing import Any
 
+from etils import epy
+
+from sttts_jax.cli.arguments import PRUNED_FRACTION
 from sttts_jax.cli.main import run
 
-SUFFIXES = (".html", ".npz")
+with epy.lazy_imports():
+    from sttts_jax import api
 
 
 def main(argv: list[str]) -> int:
     """Writes the file. Raises ValueError with one sentence for a bad file or setting, before anything is compiled."""
     args = _parser().parse_args(argv)
-    suffix = Path(args.out).suffix
-    if suffix not in SUFFIXES:
-        raise ValueError(f"--out {args.out} must end in {' or '.join(SUFFIXES)}")
-    # Late, so that --help and wrong arguments answer at once.
-    import numpy as np
-
-    from sttts_jax.data.video import probe
-    from sttts_jax.infer.open import read_checkpoint
-    from sttts_jax.paths import write_bytes, write_text
-    from sttts_jax.report.look import view_video
-    from sttts_jax.report.page import score_page
-
-    probe(args.video)
-    checkpoint = read_checkpoint(args.checkpoint)
-    setting = checkpoint.setting(args.pruned_fraction, args.max_frames, args.max_fps)
-    name = Path(args.video).name
-    view = view_video(checkpoint, args.video, setting, name=name, start=args.start, end=args.end, seed=args.seed)
-    if suffix == ".html":
-        write_text(args.out, score_page(view))
-    else:
-        arrays: dict[str, Any] = {"keep": view.keep, "times": view.times, "fraction": np.float64(view.fraction)}
-        if view.scores is not None:
-            arrays["scores"] = view.scores
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_bytes(args.out, buffer.getvalue())
-    print(f"{name}: {len(view.keep)} frames, {view.keep.sum():,} of {view.keep.size:,} cells kept; see {args.out}")
+    view = api.score(
+        args.checkpoint,
+        args.video,
+        args.out,
+        pruned_fraction=args.pruned_fraction,
+        max_frames=args.max_frames,
+        max_fps=args.max_fps,
+        start=args.start,
+        end=args.end,
+        seed=args.seed,
+    )
+    kept = f"{view.keep.sum():,} of {view.keep.size:,} cells kept"
+    print(f"{view.video}: {len(view.keep)} frames, {kept}; see {args.out}")
     return 0
 
 
@@ -59,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or one step")
     parser.add_argument("--video", required=True, metavar="FILE", help="any file that FFmpeg reads")
     parser.add_argument("--out", required=True, metavar="FILE", help="OUT.html or OUT.npz")
-    parser.add_argument("--pruned_fraction", help="share of cells to remove (default: as trained)")
+    parser.add_argument("--pruned_fraction", metavar="K", help=PRUNED_FRACTION)
     parser.add_argument("--max_frames", type=int, help="(default: as trained)")
     parser.add_argument("--max_fps", type=float, help="frames a second at most (default: as trained)")
     parser.add_argument("--start", type=float, help="of the clip, seconds")

@@ -30,13 +30,13 @@ def read_option(prediction: str, options: Sequence[str]) -> int | None:
     return texts.index(text) if text in texts else None
 
 
-def score_multiple_choice(prediction: str, meta: Mapping[str, Any]) -> bool | None:
+def judge_multiple_choice(prediction: str, meta: Mapping[str, Any]) -> bool | None:
     """Right if the option that is meant is the answer."""
     index = read_option(prediction, meta["options"])
     return None if index is None else normalised(meta["options"][index]) == normalised(meta["answer"])
 
 
-def score_short_answer(prediction: str, meta: Mapping[str, Any]) -> bool | None:
+def judge_short_answer(prediction: str, meta: Mapping[str, Any]) -> bool | None:
     """Right if the texts are equal after `normalised`. Where the possible answers are known, another text is None."""
     text, known = normalised(prediction), [normalised(option) for option in meta["options"]]
     if not text or (known and text not in known):
@@ -44,8 +44,8 @@ def score_short_answer(prediction: str, meta: Mapping[str, Any]) -> bool | None:
     return text == normalised(meta["answer"])
 
 
-def score_by_style(prediction: str, meta: Mapping[str, Any]) -> bool | None:
+def judge_by_style(prediction: str, meta: Mapping[str, Any]) -> bool | None:
     """The rule that belongs to how the question was asked: multiple choice with options, else a short answer."""
     style = EVALUATION_STYLES.get(meta["style"], meta["style"])
     choice = style in MULTIPLE_CHOICE_STYLES and meta["options"]
-    return (score_multiple_choice if choice else score_short_answer)(prediction, meta)
+    return (judge_multiple_choice if choice else judge_short_answer)(prediction, meta)

@@ -8,6 +8,7 @@ One video a row, read once for several questions about it; greedy answers. Rows 
 program; short last batches are padded. Every process calls the same.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,18 +23,18 @@ from sttts_jax.evals.gather import gather, to_host
 from sttts_jax.evals.masks import pack_mask
 from sttts_jax.evals.questions import TOGETHER, Bucket, Questions, frame_ladder
 from sttts_jax.evals.results import Key, Result, Tally
-from sttts_jax.evals.tasks.task import Task
+from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.generate import Generated, QuestionTokens, generate
 
 HISTOGRAM_BINS = 20
-Answer = dict[str, Any]
+Prediction = dict[str, Any]  # one question and what was said to it: a line of the file of predictions
 
 
 class _Run(NamedTuple):
     """What a setting made: answers in order, the rows they took, seconds without compiling, and of compiling."""
 
-    answers: list[Answer]
+    answers: list[Prediction]
     buckets: list[Bucket]
     seconds: float
     compile_seconds: float
@@ -51,10 +52,16 @@ class Harness:
     def __init__(
         self, checkpoint: Checkpoint, rows: int, seed: int = 0, steps: Sequence[int] = (), together: int = TOGETHER
     ):
-        """Raises ValueError where the rows of a batch do not divide over the devices."""
+        """Raises ValueError where the rows of a batch do not divide over the devices, or are none."""
+        if rows < 1:
+            raise ValueError(f"a batch of {rows} rows must be at least 1")
         self.checkpoint, self.rows, self.seed, self.steps, self.together = checkpoint, rows, seed, steps, together
         self._mine = checkpoint.layout.rows_per_process(rows)
-        self._programs: dict[tuple[RowShape, QuestionShape, int], tuple[Any, float]] = {}  # with seconds of compiling
+        self._programs: dict[tuple[RowShape, tuple[int, ...], int], tuple[Any, float]] = {}  # with seconds of compiling
+
+    def reload(self, step: int, params: Any) -> None:
+        """Other weights of the same model on the same mesh, as training makes them: programs stay."""
+        self.checkpoint = dataclasses.replace(self.checkpoint, step=step, load=lambda mesh: params)
 
     def key(self, questions: Questions, setting: Setting) -> Key:
         """What makes a result of `run` this one and no other."""
@@ -71,7 +78,7 @@ class Harness:
             seed=self.seed,
         )
 
-    def run(self, questions: Questions, setting: Setting) -> tuple[Result, list[Answer]]:
+    def run(self, questions: Questions, setting: Setting) -> tuple[Result, list[Prediction]]:
         """(result, one answer a question). Raises ValueError when not a single question could be asked."""
         run = self._run(questions, setting, self._plan(questions, setting))
         bad = [{"id": a.get("id", f"record {a['record']}"), "error": a["error"]} for a in run.answers if "error" in a]
@@ -116,13 +123,13 @@ class Harness:
         used = [bucket for bucket in [*buckets, *again] if bucket.groups]
         return _Run(plain, used, seconds, sum(compiling), len(compiling))
 
-    def _answers(self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]) -> dict[int, Answer]:
+    def _answers(self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]) -> dict[int, Prediction]:
         """By the number of the question, those of all processes."""
-        answers: list[Answer] = []
+        answers: list[Prediction] = []
         held: tuple[EvalBatch, Generated] | None = None
         with jax.set_mesh(self.checkpoint.mesh):
-            for number, (batch, shape, room) in enumerate(self._batches(questions, setting, buckets)):
-                said = self._say(questions.task, shape, room, batch, number)
+            for number, (batch, shape) in enumerate(self._batches(questions, setting, buckets)):
+                said = self._say(questions.task, shape, batch, number)
                 # The device answers this batch while the host decodes the next one.
                 answers += [] if held is None else self._read(questions.task, *held)
                 held = (batch, said)
@@ -131,17 +138,16 @@ class Harness:
 
     def _batches(
         self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]
-    ) -> Iterator[tuple[EvalBatch, RowShape, QuestionShape]]:
+    ) -> Iterator[tuple[EvalBatch, RowShape]]:
         """This process's part of every batch; all processes have equally many of each bucket."""
         checkpoint = self.checkpoint
         for bucket in buckets:
             shape = checkpoint.data.evaluation_shape(bucket.frames, setting.fraction, bucket.length)
-            room = QuestionShape(bucket.most, bucket.longest)
             batches = eval_batches(
                 questions.records,
                 checkpoint.tokenizer,
                 shape,
-                room,
+                QuestionShape(bucket.most, bucket.longest),
                 [[questions.asked[number] for number in group] for group in bucket.groups],
                 max_frames=setting.max_frames,
                 max_fps=setting.max_fps,
@@ -150,19 +156,19 @@ class Harness:
                 shard_index=checkpoint.layout.shard_index,
                 shard_count=checkpoint.layout.shard_count,
             )
-            for batch in batches:
-                yield batch, shape, room
+            yield from ((batch, shape) for batch in batches)
 
-    def _say(self, task: Task, shape: RowShape, room: QuestionShape, batch: EvalBatch, number: int) -> Generated:
+    def _say(self, task: Task, shape: RowShape, batch: EvalBatch, number: int) -> Generated:
         checkpoint = self.checkpoint
         arrays = {**batch.arrays, "question_tokens": batch.questions, "question_lengths": batch.lengths}
         placed = to_device(arrays, checkpoint.layout.sharding(), self.rows)
-        asked = QuestionTokens(placed.pop("question_tokens"), placed.pop("question_lengths"))
+        asked = QuestionTokens(placed.pop("question_tokens"), placed.pop("question_lengths"))  # [B, Q, T], [B, Q]
         inputs = (checkpoint.params, placed, asked, jax.random.fold_in(checkpoint.key(self.seed), number))
-        return self._program(task, shape, room, inputs)(*inputs)
+        return self._program(task, shape, inputs)(*inputs)
 
-    def _program(self, task: Task, shape: RowShape, room: QuestionShape, inputs: tuple[Any, ...]) -> Any:
-        wanted = (shape, room, task.max_new_tokens)
+    def _program(self, task: Task, shape: RowShape, inputs: tuple[Any, Any, QuestionTokens, jax.Array]) -> Any:
+        """params, batch, questions, key -> Generated; one for each shape and length of answers."""
+        wanted = (shape, inputs[2].tokens.shape, task.max_new_tokens)
         if wanted not in self._programs:
             model, stop = self.checkpoint.model(shape), (self.checkpoint.tokenizer.eos,)
 
@@ -177,13 +183,14 @@ class Harness:
             self._programs[wanted] = (program, time.perf_counter() - before)
         return self._programs[wanted][0]
 
-    def _read(self, task: Task, batch: EvalBatch, said: Generated) -> Iterator[Answer]:
+    def _read(self, task: Task, batch: EvalBatch, said: Generated) -> Iterator[Prediction]:
         """This process's answers of a batch."""
         first = self.checkpoint.layout.shard_index * self._mine
         mine = slice(first, first + self._mine)
         assert said.kept is not None  # the model has a ViT
+        # [b, Q, n], [b, Q], [b, F, C] of this process's b rows
         tokens, lengths, kept = (to_host(x)[mine] for x in (said.tokens, said.lengths, said.kept))
-        scores = None if said.scores is None else to_host(said.scores)[mine]
+        scores = None if said.scores is None else to_host(said.scores)[mine]  # [b, F, C]
         for row, place in ((row, place) for row, group in enumerate(batch.meta) for place in range(len(group))):
             meta = batch.meta[row][place]
             if "error" in meta:
@@ -196,7 +203,7 @@ class Harness:
             yield {
                 **text,
                 "prediction": prediction,
-                "right": task.score(prediction, meta),
+                "right": task.judge(prediction, meta),
                 "frames": frames,
                 "kept": int(kept[row, :frames].sum()),
                 "mask": pack_mask(kept[row, :frames]),
@@ -205,7 +212,7 @@ class Harness:
             }
 
 
-def _families(answers: Sequence[Answer]) -> dict[str, Tally]:
+def _families(answers: Sequence[Prediction]) -> dict[str, Tally]:
     """By question family, in the order of their first question; questions without one are in the total only."""
     names = dict.fromkeys(a["family"] for a in answers if a["family"])
     return {name: Tally.of([a["right"] for a in answers if a["family"] == name]) for name in names}
@@ -217,7 +224,7 @@ def _count_scores(scores: np.ndarray, kept: np.ndarray) -> list[list[int]]:
     return [np.histogram(part, edges)[0].tolist() for part in (scores[kept], scores[~kept])]
 
 
-def _histogram(answers: Sequence[Answer]) -> dict[str, list[float]] | None:
+def _histogram(answers: Sequence[Prediction]) -> dict[str, list[float]] | None:
     if any(a["scores"] is None for a in answers):
         return None
     kept, dropped = np.sum([a["scores"] for a in answers], axis=0)

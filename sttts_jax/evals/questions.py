@@ -15,7 +15,7 @@ from sttts_jax.data.schema import RowShape, round_up
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.data.video import VideoError, probe, sample_times
-from sttts_jax.evals.tasks.task import Task
+from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Setting
 
 BUCKET = 64  # row lengths are multiples of this: few different programs
@@ -66,9 +66,14 @@ class _Sampled(NamedTuple):
 
 
 class Questions:
-    """The first `limit` questions of a task, or all. Raises ValueError where the source is missing or empty."""
+    """The first `limit` questions of a task, or all.
+
+    Raises ValueError where the source is missing or empty, or `limit` below 1.
+    """
 
     def __init__(self, task: Task, source: Source, tokenizer: Tokenizer, cells: int, limit: int | None = None):
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit {limit} must be at least 1")
         self.task, self.source, self.limit = task, source, limit
         self.records: Records = open_source(source)
         self._tokenizer, self._cells = tokenizer, cells

@@ -23,7 +23,7 @@ class Tally:
 
     @classmethod
     def of(cls, verdicts: Sequence[bool | None]) -> "Tally":
-        """Of the verdicts of a scorer."""
+        """Of the verdicts of a judge."""
         return cls(len(verdicts), sum(v is True for v in verdicts), sum(v is None for v in verdicts))
 
     @property
@@ -130,13 +130,13 @@ class ResultsFile:
         found = next((result for result in self._results if result.key == key), None)
         return found if found is not None and (self.directory / found.predictions).exists() else None
 
-    def put(self, result: Result, answers: Sequence[Mapping[str, Any]]) -> None:
+    def put(self, result: Result, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Adds a result, or replaces the same measurement, with its predictions."""
-        lines = "".join(json.dumps(answer, allow_nan=False) + "\n" for answer in answers)
+        lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in predictions)
         write_text(self.directory / result.predictions, lines)
         self._results = [old for old in self._results if old.key != result.key] + [result]
         write_json(self.directory / RESULTS, {**self._head, "results": [r.to_json() for r in self._results]})
 
-    def answers(self, result: Result) -> list[dict[str, Any]]:
+    def predictions(self, result: Result) -> list[dict[str, Any]]:
         """The predictions of a result, in the order of the questions."""
         return [json.loads(line) for line in (self.directory / result.predictions).read_text().splitlines()]

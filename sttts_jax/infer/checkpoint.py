@@ -25,8 +25,9 @@ def all_devices() -> jax.sharding.Mesh:
     return make_mesh({"fsdp": -1})
 
 
-def canonical_fraction(text: str) -> str:
+def canonical_fraction(value: str | float) -> str:
     """'0.50' -> '0.5': one spelling for each share of cells to remove. Raises ValueError unless it is in [0, 1)."""
+    text = str(value)
     as_fraction(text)
     return format(Decimal(text).normalize(), "f")
 
@@ -75,15 +76,15 @@ class Checkpoint:
         return Setting(self.pruning.drops, self.data.max_frames, self.data.max_fps)
 
     def setting(
-        self, fraction: str | None = None, max_frames: int | None = None, max_fps: float | None = None
+        self, fraction: str | float | None = None, max_frames: int | None = None, max_fps: float | None = None
     ) -> Setting:
-        """The trained setting with changes. A method that drops nothing stays at fraction 0."""
+        """The trained setting with changes. A method that drops nothing stays at fraction 0. Raises ValueError."""
         usual = self.trained
         keeps_all = self.pruning.method in ("none", "soft_only")
         return Setting(
-            usual.fraction if fraction is None or keeps_all else fraction,
-            max_frames or usual.max_frames,
-            max_fps or usual.max_fps,
+            usual.fraction if fraction is None or keeps_all else canonical_fraction(fraction),
+            usual.max_frames if max_frames is None else max_frames,
+            usual.max_fps if max_fps is None else max_fps,
         )
 
     def pruned(self, fraction: str) -> PruneConfig:

@@ -21,7 +21,7 @@ from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops, crop_image, read_
 from sttts_jax.data.evaluation import build_prefix
 from sttts_jax.data.subtitles import Line, cut_subtitles, read_subtitles
 from sttts_jax.data.video import Video, decode, display_size
-from sttts_jax.infer.checkpoint import Checkpoint, Setting
+from sttts_jax.infer.checkpoint import Checkpoint, Setting, canonical_fraction
 from sttts_jax.infer.engine import Engine
 from sttts_jax.infer.scene import Scene
 
@@ -42,7 +42,7 @@ class Model:
         start: float | None = None,
         end: float | None = None,
         subtitles: str | Path | Sequence[Line] = (),
-        pruned_fraction: str | None = None,
+        pruned_fraction: str | float | None = None,
         max_frames: int | None = None,
         max_fps: float | None = None,
         max_crops: int = EVALUATION_CROPS,
@@ -87,9 +87,9 @@ class Model:
         pixels = np.concatenate([np.zeros((0, *data.size, 3), np.uint8), *pictures])
         return Scene(self._engine, name, setting, prefix, pixels, times + (start or 0.0), show)
 
-    def _setting(self, fraction: str | None, max_frames: int | None, max_fps: float | None) -> Setting:
+    def _setting(self, fraction: str | float | None, max_frames: int | None, max_fps: float | None) -> Setting:
         setting = self.checkpoint.setting(fraction, max_frames, max_fps)
-        if fraction is not None and Setting(fraction, 1, None).fraction != setting.fraction:
+        if fraction is not None and canonical_fraction(fraction) != setting.fraction:
             raise ValueError(
                 f"the checkpoint's pruning method {self.checkpoint.pruning.method!r} removes nothing, so a fraction of "
                 f"{fraction} cannot be had; leave it out, or take a checkpoint with a scorer"

@@ -20,17 +20,7 @@ from sttts_jax.train.state import build_model, init_params
 
 
 def open_checkpoint(directory: PathLike, dtype: str = "") -> Model:
-    """A checkpoint that answers questions about videos and images, see `infer.model.Model`.
-
-        model = open_checkpoint("runs/demo/scorer")
-        print(model.watch("clip.mp4").ask("What happens at the end?").text)
-
-    directory  a run's workdir, a converted checkpoint, or one step; of the first two the newest whole step
-    dtype      of the compute, "float32" or "bfloat16"; "" as in training. CPUs are faster in float32
-
-    Weights are read when the first question is asked. Raises FileNotFoundError without a checkpoint, ValueError for an
-    unknown dtype, and where the checkpoint is damaged or its tokenizer is missing.
-    """
+    """As `sttts_jax.api.open_checkpoint` says."""
     checkpoint = read_checkpoint(directory)
     if dtype not in ("", *DTYPES):
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -38,7 +28,10 @@ def open_checkpoint(directory: PathLike, dtype: str = "") -> Model:
 
 
 def read_checkpoint(directory: PathLike) -> Checkpoint:
-    """What `open_checkpoint` and the evaluation work on: config and tokenizer now, weights on demand. Raises as it."""
+    """The newest whole step of a run's workdir or of a directory of steps, or one step; read on demand, config first.
+
+    Raises FileNotFoundError without a checkpoint, ValueError where it is damaged or its tokenizer is missing.
+    """
     set_tpu_flags()
     step = resolve_step(directory)
     meta = read_meta(step)

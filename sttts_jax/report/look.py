@@ -1,8 +1,10 @@
 """What a checkpoint keeps of one video: the vision part of the model alone, and the frames as a person sees them."""
 
 import functools
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,14 @@ from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.scene import Answer, Scene
 from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import pixels_to_patches
+from sttts_jax.paths import PathLike, as_path, write_bytes, write_text
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.frame_rows import FrameRows
+from sttts_jax.report.page import score_page
 from sttts_jax.report.views import ScoreView
+
+ENDINGS = (".html", ".npz")
 
 
 def look(
@@ -133,3 +139,25 @@ def _view(
             "Model sees": f"{width} x {height} pixels a frame, {keep.shape[1]} x {keep.shape[2]} cells",
         },
     )
+
+
+def write_view(view: ScoreView, path: PathLike) -> None:
+    """A page (.html), or arrays (.npz): `keep` bool [F, gh, gw], `times` float64 [F] in seconds of the file,
+    `fraction`, and, for methods with a scorer, `scores` float32 [F, gh, gw]. Raises ValueError for another ending.
+    """
+    check_ending(path)
+    if as_path(path).suffix == ".html":
+        write_text(path, score_page(view))
+        return
+    arrays: dict[str, Any] = {"keep": view.keep, "times": view.times, "fraction": np.float64(view.fraction)}
+    if view.scores is not None:
+        arrays["scores"] = view.scores
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def check_ending(path: PathLike) -> None:
+    """Raises ValueError for a file that `write_view` does not write."""
+    if as_path(path).suffix not in ENDINGS:
+        raise ValueError(f"{path} must end in {' or '.join(ENDINGS)}")

@@ -1,19 +1,22 @@
-"""Results of several runs as the data of one page: tables, curves, speed, and what was kept of a few clips."""
+"""Results of several runs as one page: tables, curves, speed, and what was kept of a few clips."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
 import sttts_jax
-from sttts_jax.evals.prose import METHOD_NAMES, percent
+from sttts_jax.data.record import Record
+from sttts_jax.evals.evaluate import Evaluation
+from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
 from sttts_jax.evals.questions import Questions
-from sttts_jax.evals.results import Result
-from sttts_jax.evals.table import step_text
 from sttts_jax.infer.checkpoint import Checkpoint
+from sttts_jax.paths import PathLike, write_bytes, write_text
+from sttts_jax.report.film import kept_tokens_png
 from sttts_jax.report.look import view_video
+from sttts_jax.report.page import training_report
+from sttts_jax.report.speed import prefill_seconds
 from sttts_jax.report.views import ReportView, RunView, ScoreView
 
 CLIPS = 4
@@ -21,39 +24,65 @@ LONGEST = 80  # characters of an answer
 SHOWN = ("scorer", "random")  # methods whose kept tokens are shown
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """One run: its results of the task that the report is about, and what its training logged."""
+def write_report(
+    runs: Sequence[Evaluation],
+    rows: int,
+    *,
+    page: PathLike | None = None,
+    picture: PathLike | None = None,
+    made_by: str = "",
+) -> None:
+    """The first task as a page that compares the runs (.html), and as a picture of what one of them keeps (.png).
 
-    checkpoint: Checkpoint
-    results: Sequence[Result]
-    metrics: Sequence[Mapping[str, float]]  # lines of metrics.jsonl
-    step_seconds: float | None  # median of a training step
-    speed: Mapping[str, float]  # seconds of a prefill by fraction
-    answers: Sequence[Mapping[str, Any]]  # of the trained setting, in the order of the questions; may be empty
+    `rows` of a batch in the measured prefill, which takes a while; `made_by`: how to make the page again. Raises
+    ValueError where no run that was evaluated can be shown in the picture.
+    """
+    view = report_view(runs, prefill_by_fraction(runs, rows) if page else [{} for _ in runs], rows, made_by)
+    if page:
+        write_text(page, training_report(view))
+    if picture:
+        shown = next((clip for clip in view.clips if clip.method == "scorer"), None)
+        if shown is None:
+            raise ValueError("the picture shows a run of method scorer at its trained fraction, and none was evaluated")
+        write_bytes(picture, kept_tokens_png(shown))
 
-    @property
-    def main(self) -> Result | None:
-        """The result at the trained setting."""
-        wanted = (self.checkpoint.trained.fraction, self.checkpoint.trained.max_frames)
-        return next((r for r in self.results if (r.key.fraction, r.key.max_frames) == wanted), None)
+
+def prefill_by_fraction(runs: Sequence[Evaluation], rows: int) -> list[dict[str, float]]:
+    """For each run: seconds of a prefill by fraction removed, at the frames of its training. All take turns."""
+    timed = [
+        (number, setting)
+        for number, run in enumerate(runs)
+        for setting in run.settings
+        if setting.max_frames == run.checkpoint.trained.max_frames
+    ]
+    shapes = [
+        (runs[number].checkpoint, runs[number].questions[0].row_shape(runs[number].checkpoint.data, setting))
+        for number, setting in timed
+    ]
+    speed: list[dict[str, float]] = [{} for _ in runs]
+    for (number, setting), value in zip(timed, prefill_seconds(shapes, rows), strict=True):
+        speed[number][setting.fraction] = value
+    return speed
 
 
-def report_view(runs: Sequence[Evaluated], questions: Questions, rows: int, command: str) -> ReportView:
-    """`rows`: of a batch in the measured prefill; `command`: how to make this page again."""
-    base = next((run.step_seconds for run in runs if run.checkpoint.pruning.method == "none"), None)
+def report_view(
+    runs: Sequence[Evaluation], speed: Sequence[Mapping[str, float]], rows: int, made_by: str
+) -> ReportView:
+    """The first task of some runs; `speed` as `prefill_by_fraction` measures it."""
+    questions = runs[0].questions[0]
     task, asked = questions.task, len(questions.asked)
     facts = {
         "Task": f"{task.name}, {asked:,} questions of the split {questions.source.split or 'in the file'}",
         "Step": f"one forward pass over the prompts of {rows} questions, measured in one process, runs in turn, median",
-        "Training step": "median over the training, as logged",
+        "Training step": "median over the training, as logged by each run for itself: not a comparison",
         "Device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "Versions": f"sttts_jax {sttts_jax.__version__}, jax {jax.__version__}",
-        "Made by": command,
+        "Made by": made_by,
     }
+    views = [_run_view(run, name, times) for run, name, times in zip(runs, _names(runs), speed, strict=True)]
     return ReportView(
         title=f"{task.name}: what pruning keeps, costs and saves",
-        runs=[_run_view(run, name, base) for run, name in zip(runs, _names(runs), strict=True)],
+        runs=views,
         summary=_summary(runs, asked),
         chance=task.chance,
         clips=clips(runs, questions),
@@ -61,7 +90,7 @@ def report_view(runs: Sequence[Evaluated], questions: Questions, rows: int, comm
     )
 
 
-def _names(runs: Sequence[Evaluated]) -> list[str]:
+def _names(runs: Sequence[Evaluation]) -> list[str]:
     """'STTS, 50 % removed'; with the run's own name where two would be called alike."""
     labels = []
     for run in runs:
@@ -73,20 +102,18 @@ def _names(runs: Sequence[Evaluated]) -> list[str]:
     ]
 
 
-def _summary(runs: Sequence[Evaluated], asked: int) -> str:
+def _summary(runs: Sequence[Evaluation], asked: int) -> str:
     steps = sorted({run.checkpoint.step for run in runs})
     count = "one run" if len(runs) == 1 else f"{len(runs)} runs"
     after = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
     return f"{count[0].upper()}{count[1:]} after {after} steps, asked the same {asked:,} questions."
 
 
-def _run_view(run: Evaluated, name: str, base: float | None) -> RunView:
-    checkpoint, main, trained = run.checkpoint, run.main, run.checkpoint.trained
-    by_fraction = {
-        float(r.key.fraction): r.overall.accuracy for r in run.results if r.key.max_frames == trained.max_frames
-    }
-    facts = {"Training step": step_text(run.step_seconds, base)}
-    for r in run.results:
+def _run_view(run: Evaluation, name: str, speed: Mapping[str, float]) -> RunView:
+    checkpoint, results, main, trained = run.checkpoint, run.results[0], run.trained(), run.checkpoint.trained
+    by_fraction = {float(r.key.fraction): r.overall.accuracy for r in results if r.key.max_frames == trained.max_frames}
+    facts = {"Training step": "-" if run.step_seconds is None else seconds(run.step_seconds)}
+    for r in results:
         if r.key.max_frames != trained.max_frames and r.key.fraction == trained.fraction:
             facts[f"at {r.key.max_frames} frames"] = percent(r.overall.accuracy.value)
     histogram = None
@@ -101,39 +128,42 @@ def _run_view(run: Evaluated, name: str, base: float | None) -> RunView:
         overall=None if main is None else main.overall.accuracy,
         families={} if main is None else {family: t.accuracy for family, t in main.families.items()},
         by_fraction=by_fraction,
-        step_seconds={float(fraction): value for fraction, value in run.speed.items()},
+        step_seconds={float(fraction): value for fraction, value in speed.items()},
         kept_share=None if main is None else main.kept_share,
         histogram=histogram,
         facts=facts,
     )
 
 
-def clips(runs: Sequence[Evaluated], questions: Questions, most: int = CLIPS) -> list[ScoreView]:
+def clips(runs: Sequence[Evaluation], questions: Questions, most: int = CLIPS) -> list[ScoreView]:
     """Up to `most` videos with a question of different families, each as the runs of SHOWN keep it."""
-    shown = [run for run in runs if run.checkpoint.pruning.method in SHOWN and run.answers]
+    found = [(run, run.trained()) for run in runs if run.checkpoint.pruning.method in SHOWN]
+    shown = [(run.checkpoint, run.file.predictions(result)) for run, result in found if result is not None]
     views = []
-    for number in _telling(shown[0].answers, questions, most) if shown else []:
-        record = questions.records[questions.asked[number][0]]
-        for run in shown:
-            said = run.answers[number]
-            if "error" in said or record.video is None:
-                continue
-            views.append(
-                view_video(
-                    run.checkpoint,
-                    record.video,
-                    run.checkpoint.trained,
-                    name=record.id,
-                    start=record.start,
-                    end=record.end,
-                    question=said["question"],
-                    # Where the rule calls another spelling right, the right one is shown.
-                    answer=said["target"] if said["right"] else said["prediction"][:LONGEST] or "nothing",
-                    truth=said["target"],
-                    kept=said["mask"],
-                )
-            )
+    for number in _telling(shown[0][1], questions, most) if shown else []:
+        record = questions.records[questions.asked[number].record]
+        if record.video is not None:
+            answered = [(checkpoint, said[number]) for checkpoint, said in shown if "error" not in said[number]]
+            views += [_clip(checkpoint, record, said) for checkpoint, said in answered]
     return views
+
+
+def _clip(checkpoint: Checkpoint, record: Record, said: Mapping[str, Any]) -> ScoreView:
+    """The video of a question as a checkpoint keeps it at its trained setting; `said`: its line of predictions."""
+    assert record.video is not None
+    return view_video(
+        checkpoint,
+        record.video,
+        checkpoint.trained,
+        name=record.id,
+        start=record.start,
+        end=record.end,
+        question=said["question"],
+        # Where the judge calls another spelling right, the right one is shown.
+        answer=said["target"] if said["right"] else said["prediction"][:LONGEST] or "nothing",
+        truth=said["target"],
+        kept=said["mask"],
+    )
 
 
 def _telling(answers: Sequence[Mapping[str, Any]], questions: Questions, most: int) -> list[int]:
@@ -142,7 +172,7 @@ def _telling(answers: Sequence[Mapping[str, Any]], questions: Questions, most: i
     records: set[int] = set()
     picked = []
     for answer in answers:
-        record = questions.asked[answer["number"]][0]
+        record = questions.asked[answer["number"]].record
         family = answer.get("family", "")
         if "error" in answer or record in records or (family and family in families):
             continue

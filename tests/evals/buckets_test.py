@@ -13,7 +13,7 @@ from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.evals import questions as harness_questions
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, frame_ladder, task_source
-from sttts_jax.evals.tasks.registry import find_task
+from sttts_jax.evals.tasks import find_task
 from sttts_jax.infer.checkpoint import Checkpoint, Setting
 
 SETTING = Setting("0.5", 6, 2.0)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sttts_jax.data.prompt import option_lines
-from sttts_jax.evals.answers import normalised, read_option, score_by_style
-from sttts_jax.evals.tasks.registry import TASKS, find_task
+from sttts_jax.evals.answers import judge_by_style, normalised, read_option
+from sttts_jax.evals.tasks import TASKS, find_task
 
 OPTIONS = ("left", "right", "up", "A ball")
 CHOICE = {"style": "video_multiple_choice", "options": OPTIONS, "answer": "right"}
@@ -59,7 +59,7 @@ def test_which_option_is_meant(said: str, index: int | None) -> None:
     ],
 )
 def test_verdicts(meta: dict, said: str, verdict: bool | None) -> None:
-    assert score_by_style(said, meta) is verdict
+    assert judge_by_style(said, meta) is verdict
 
 
 @given(st.lists(st.text(min_size=1, max_size=9), min_size=2, max_size=8, unique_by=normalised), st.integers(0, 7))
@@ -70,7 +70,7 @@ def test_the_target_of_an_option_is_always_read_as_that_option(options: list[str
 
 @given(st.text(max_size=30))
 def test_any_text_gets_a_verdict(said: str) -> None:
-    assert all(score_by_style(said, meta) in (True, False, None) for meta in (CHOICE, SHORT, OPEN))
+    assert all(judge_by_style(said, meta) in (True, False, None) for meta in (CHOICE, SHORT, OPEN))
 
 
 def test_registry() -> None:

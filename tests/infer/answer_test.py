@@ -17,7 +17,7 @@ from sttts_jax.cli.main import run as run_command
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, task_source
-from sttts_jax.evals.tasks.registry import find_task
+from sttts_jax.evals.tasks import find_task
 from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.infer.generate import Generated, QuestionTokens, generate
 from sttts_jax.infer.model import Model

@@ -14,7 +14,7 @@ from sttts_jax.data.video import decode, display_size
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.masks import unpack_mask
 from sttts_jax.evals.questions import Questions, task_source
-from sttts_jax.evals.tasks.registry import find_task
+from sttts_jax.evals.tasks import find_task
 from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept

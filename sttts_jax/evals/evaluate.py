@@ -1,0 +1,134 @@
+"""Runs answer tasks at settings: everything is checked first, finished measurements are read, the rest is measured."""
+
+import dataclasses
+import os
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from sttts_jax.evals.gather import everywhere
+from sttts_jax.evals.harness import Harness
+from sttts_jax.evals.prose import percent
+from sttts_jax.evals.questions import Questions, task_source
+from sttts_jax.evals.results import Result, ResultsFile
+from sttts_jax.evals.tasks import Task, find_task
+from sttts_jax.infer.checkpoint import Checkpoint, Setting
+from sttts_jax.infer.open import read_checkpoint
+from sttts_jax.paths import PathLike, as_path
+from sttts_jax.train.metrics import read_lines
+
+Say = Callable[[str], None]
+FOLDER = "eval"  # in a run's workdir
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """A run, what it was asked, and what came out.
+
+    file     where results and predictions lie
+    metrics  lines of the training's metrics.jsonl; none where the checkpoint came without
+    results  by task, then setting
+    """
+
+    checkpoint: Checkpoint
+    questions: list[Questions]
+    settings: list[Setting]
+    file: ResultsFile
+    metrics: list[dict[str, Any]]
+    results: list[list[Result]] = dataclasses.field(default_factory=list)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median of a training step, as logged."""
+        times = [line["time/step_s"] for line in self.metrics if "time/step_s" in line]
+        return statistics.median(times) if times else None
+
+    def trained(self, task: int = 0) -> Result | None:
+        """The result of a task at the setting of the training."""
+        wanted = (self.checkpoint.trained.fraction, self.checkpoint.trained.max_frames)
+        return next((r for r in self.results[task] if (r.key.fraction, r.key.max_frames) == wanted), None)
+
+
+def evaluate(
+    workdirs: PathLike | Sequence[PathLike],
+    tasks: str | Sequence[str],
+    *,
+    pruned_fraction: str | float | Sequence[str | float] | None = None,
+    max_frames: int | Sequence[int] | None = None,
+    max_fps: float | None = None,
+    batch: int = 32,
+    frame_buckets: Sequence[int] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    out: PathLike | None = None,
+    overwrite: bool = False,
+    say: Say | None = None,
+) -> list[Evaluation]:
+    """One Evaluation a run, in order. The arguments and errors are those of `sttts_jax.api.evaluate`."""
+    chosen = [find_task(name) for name in _several(tasks)]
+    checkpoints = _read_all(_several(workdirs))
+    evaluations = []
+    for checkpoint in checkpoints:
+        settings = _settings(checkpoint, pruned_fraction, max_frames, max_fps)
+        folder = as_path(checkpoint.directory) / FOLDER if out is None else as_path(out)
+        if out is not None and len(checkpoints) > 1:
+            folder = folder / checkpoint.name.strip("/").replace("/", "_")
+        file = ResultsFile(folder, checkpoint.name, checkpoint.config, overwrite)
+        asked = [_questions(task, checkpoint, data_dir, limit) for task in chosen]
+        evaluations.append(Evaluation(checkpoint, asked, settings, file, _metrics(checkpoint.directory)))
+    harnesses = [Harness(checkpoint, batch, seed, frame_buckets) for checkpoint in checkpoints]
+    for evaluation, harness in zip(evaluations, harnesses, strict=True):
+        for questions in evaluation.questions:
+            results = [_measured(harness, evaluation.file, questions, setting, say) for setting in evaluation.settings]
+            evaluation.results.append(results)
+        evaluation.checkpoint.release()
+    return evaluations
+
+
+def _several(given: Any) -> list[Any]:
+    """The items of a list, each once; one by itself is a list of one."""
+    alone = isinstance(given, str | float | int | os.PathLike) or not isinstance(given, Iterable)
+    return [given] if alone else list(dict.fromkeys(given))
+
+
+def _read_all(directories: Sequence[PathLike]) -> list[Checkpoint]:
+    """Checkpoints of different names: those of their directories where two runs are called alike."""
+    checkpoints = [read_checkpoint(directory) for directory in directories]
+    if len({checkpoint.name for checkpoint in checkpoints}) == len(checkpoints):
+        return checkpoints
+    named = zip(checkpoints, directories, strict=True)
+    return [dataclasses.replace(checkpoint, name=str(directory)) for checkpoint, directory in named]
+
+
+def _settings(checkpoint: Checkpoint, pruned_fraction: Any, max_frames: Any, max_fps: float | None) -> list[Setting]:
+    """All pairs, as trained where None. A method that drops nothing has one fraction only, so some may be the same."""
+    pairs = [(fraction, frames) for frames in _several(max_frames) for fraction in _several(pruned_fraction)]
+    return list(dict.fromkeys(checkpoint.setting(fraction, frames, max_fps) for fraction, frames in pairs))
+
+
+def _questions(task: Task, checkpoint: Checkpoint, data_dir: str | None, limit: int | None) -> Questions:
+    source = task_source(task, checkpoint.data, data_dir)
+    return Questions(task, source, checkpoint.tokenizer, checkpoint.data.cells, limit)
+
+
+def _metrics(directory: str) -> list[dict[str, Any]]:
+    path = as_path(directory) / "metrics.jsonl"
+    return read_lines(path) if path.exists() else []
+
+
+def _measured(harness: Harness, file: ResultsFile, questions: Questions, setting: Setting, say: Say | None) -> Result:
+    """The result of one task at one setting, from the file where it is there, else measured and put there."""
+    result, origin = file.find(harness.key(questions, setting)), "read from results.json"
+    if not everywhere(result is not None) or result is None:
+        result, predictions = harness.run(questions, setting)
+        origin = f"{result.seconds_per_question * len(predictions) + result.compile_seconds:.1f} s"
+        if jax.process_index() == 0:
+            file.put(result, predictions)
+    if say is not None and jax.process_index() == 0:
+        run, tally = f"{harness.checkpoint.name} step {harness.checkpoint.step}", result.overall
+        asked = f"{questions.task.name}, {percent(float(setting.fraction))} removed, {setting.max_frames} frames"
+        say(f"{run}: {asked}: {tally.right} of {tally.count} right, {origin}")
+    return result
