@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.evals.gather import everywhere
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.prose import percent
@@ -20,7 +21,6 @@ from sttts_jax.paths import PathLike, as_path
 from sttts_jax.train.metrics import read_lines
 
 Say = Callable[[str], None]
-FOLDER = "eval"  # in a run's workdir
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ def evaluate(
     evaluations = []
     for checkpoint in checkpoints:
         settings = _settings(checkpoint, pruned_fraction, max_frames, max_fps)
-        folder = as_path(checkpoint.directory) / FOLDER if out is None else as_path(out)
+        folder = Workdir(checkpoint.directory).evaluations if out is None else as_path(out)
         if out is not None and len(checkpoints) > 1:
             folder = folder / checkpoint.name.strip("/").replace("/", "_")
         file = ResultsFile(folder, checkpoint.name, checkpoint.config, overwrite)
@@ -115,7 +115,7 @@ def _questions(task: Task, checkpoint: Checkpoint, data_dir: str | None, limit: 
 
 
 def _metrics(directory: str) -> list[dict[str, Any]]:
-    path = as_path(directory) / "metrics.jsonl"
+    path = Workdir(directory).metrics
     return read_lines(path) if path.exists() else []
 
 

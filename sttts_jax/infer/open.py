@@ -8,6 +8,7 @@ import jax
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.infer.model import Model
@@ -15,7 +16,6 @@ from sttts_jax.paths import PathLike, as_path
 from sttts_jax.sharding import abstract_state
 from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import DTYPES, RunConfig
-from sttts_jax.train.main import TOKENIZER
 from sttts_jax.train.state import build_model, init_params
 
 
@@ -37,7 +37,7 @@ def read_checkpoint(directory: PathLike) -> Checkpoint:
     meta = read_meta(step)
     config = saved_config(meta)
     run = RunConfig.build(config)
-    workdir = step.parent.parent
+    workdir = Workdir.of_step(step)
 
     def load(mesh: jax.sharding.Mesh) -> Any:
         shape = run.data.row_shape
@@ -46,8 +46,8 @@ def read_checkpoint(directory: PathLike) -> Checkpoint:
         return load_params(step, abstract_state(boxed, mesh))
 
     return Checkpoint(
-        name=workdir.name,
-        directory=str(directory if as_path(directory) == workdir else workdir),
+        name=workdir.root.name,
+        directory=str(directory if as_path(directory) == workdir.root else workdir.root),
         step=int(meta["step"]),
         config=config,
         vlm=run.vlm,
@@ -60,8 +60,8 @@ def read_checkpoint(directory: PathLike) -> Checkpoint:
     )
 
 
-def _tokenizer(workdir: Any, run: RunConfig) -> Tokenizer:
-    kept = as_path(workdir) / TOKENIZER
+def _tokenizer(workdir: Workdir, run: RunConfig) -> Tokenizer:
+    kept = workdir.tokenizer
     if not (kept / "tokenizer.json").exists():
         raise ValueError(f"{kept}: holds no tokenizer.json; copy the tokenizer directory of the run there")
     return Tokenizer.load(kept, run.vlm.llm.vocab)
