@@ -48,7 +48,7 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainSt
 
     Raises ValueError, before any device is touched, for a config that contradicts itself or the workdir.
     """
-    return main.start(config, str(workdir))
+    return main.main(config, workdir)
 
 
 def evaluate(

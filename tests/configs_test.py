@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -65,12 +66,12 @@ def test_a_step_can_be_traced(name: str) -> None:
     """Every shape of initialisation and of a whole update, without a number: parameters as counted, none lost."""
     run = _run(name)
     shape = run.data.row_shape
-    model = build_model(run, shape)
-    boxed, optimizer = boxed_state(run, model, shape)
+    model = build_model(run.model, run.pruning, shape)
+    boxed, optimizer = boxed_state(run.optimizer, run.total_steps, model, shape)
     state = nn.unbox(boxed)
     assert param_count(state.params) == sum(parameter_counts(run.vlm).values())
     new, metrics = jax.eval_shape(
-        lambda state, batch: train_step(run, model, optimizer, state, batch), state, abstract_batch(shape, 2)
+        functools.partial(train_step, run.loss, run.seed, model, optimizer), state, abstract_batch(shape, 2)
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
@@ -132,7 +133,7 @@ def test_lora_is_counted_and_traced() -> None:
     run = _run("molmo2_4b_stts", model=lora, optimizer=only)
     assert run.vlm.lora is not None and ", lora " in describe(run)
     shape = run.data.row_shape
-    boxed, optimizer = boxed_state(run, build_model(run, shape), shape)
+    boxed, optimizer = boxed_state(run.optimizer, run.total_steps, build_model(run.model, run.pruning, shape), shape)
     params = nn.unbox(boxed).params
     counts = parameter_counts(run.vlm)
     assert param_count(params) == sum(counts.values())

@@ -15,7 +15,6 @@ from sttts_jax.data.schema import RowShape, check_batch
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.models import presets
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig
-from sttts_jax.sharding import abstract_state, shardings_of
 from sttts_jax.train.config import RunConfig, defaults
 from sttts_jax.train.state import Blueprint, TrainState, boxed_state, build_model, fresh_state
 from sttts_jax.train.step import train_step
@@ -78,9 +77,10 @@ def _batch(step: int, shape: RowShape) -> dict[str, np.ndarray]:
 
 def _plan(run: RunConfig, mesh: jax.sharding.Mesh) -> Blueprint:
     """As `state.blueprint`, but parameters of any size are split."""
-    model = build_model(run, _shape(run))
-    boxed, optimizer = boxed_state(run, model, _shape(run))
-    return Blueprint(model, optimizer, abstract_state(boxed, mesh, 1), shardings_of(boxed, mesh, 1))
+    shape = _shape(run)
+    model = build_model(run.model, run.pruning, shape)
+    boxed, optimizer = boxed_state(run.optimizer, run.total_steps, model, shape)
+    return Blueprint(model, shape, optimizer, boxed, mesh, min_size=1)
 
 
 def _mesh(axes: dict[str, int]) -> jax.sharding.Mesh:
@@ -93,7 +93,7 @@ def _first_state() -> TrainState:
     """Made by the program of the largest mesh, each shard where it belongs."""
     run, mesh = _run(), _mesh(dict(BOTH))
     with jax.set_mesh(mesh):
-        return fresh_state(run, _plan(run, mesh), _shape(run))
+        return fresh_state(_plan(run, mesh), run.seed)
 
 
 @functools.cache
@@ -104,7 +104,8 @@ def _train(axes: Axes, accumulate: int = 1) -> tuple[list[dict], list[np.ndarray
     with jax.set_mesh(mesh):
         state = jax.device_put(_first_state(), plan.shardings)
         step = jax.jit(
-            lambda s, b: train_step(run, plan.model, plan.optimizer, s, b), out_shardings=(plan.shardings, None)
+            functools.partial(train_step, run.loss, run.seed, plan.model, plan.optimizer),
+            out_shardings=(plan.shardings, None),
         )
         see = jax.jit(lambda params, b: plan.model.apply({"params": params}, b, method="loss").kept)
         metrics, kept = [], []

@@ -11,7 +11,7 @@ from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.data.sources.registry import build
 from sttts_jax.train.config import defaults
-from sttts_jax.train.main import start
+from sttts_jax.train.main import main as train
 
 
 def _config(data_dir: Path) -> Any:
@@ -45,7 +45,7 @@ def _other_method(trained: Path, workdir: Path, method: str) -> None:
 def make_runs(root: Path) -> dict[str, Path]:
     """Method -> workdir. The trained one was moved after its training: a workdir is all that evaluation needs."""
     build("shapes_video_qa", str(root / "data"), {"train": 8, "validation": 4, "test": 8})
-    start(_config(root / "data"), str(root / "first_place"))
+    train(_config(root / "data"), str(root / "first_place"))
     trained = Path(shutil.move(root / "first_place", root / "scorer"))
     for method in ("none", "random"):
         _other_method(trained, root / method, method)

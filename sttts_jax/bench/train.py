@@ -17,17 +17,13 @@ from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compar
 from sttts_jax.bench.pruning import Scores
 from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.timing import Trial
-from sttts_jax.ckpt.manager import CheckpointConfig
-from sttts_jax.data.config import DataConfig
-from sttts_jax.distributed import DistributedConfig
-from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.train import config as sections
+from sttts_jax.train.config import LossConfig, OptimConfig
 from sttts_jax.train.optimizer import Optimizer
-from sttts_jax.train.profile import ProfileConfig
 from sttts_jax.train.state import TrainState, boxed_state, init_params
 from sttts_jax.train.step import train_step
 
 SCORER = "scorer"
+TOTAL_STEPS = 1000  # of the schedule, which costs nothing
 TURNS = 4  # variants that follow one run of the baseline
 
 
@@ -115,9 +111,8 @@ class _Bench:
 
     def program(self, fraction: Fraction, packing: str) -> WholeProgram:
         """The step of one bucket, its state donated."""
-        run = run_config(self.load, self.load.prune(fraction, packing))
-        model = self.load.model(fraction, packing)
-        return WholeProgram(functools.partial(train_step, run, model, _boxed(self.load, fraction)[1]), donated=1)
+        model, (_, optimizer) = self.load.model(fraction, packing), _boxed(self.load, fraction)
+        return WholeProgram(functools.partial(train_step, LossConfig(), self.load.seed, model, optimizer), donated=1)
 
     def variant(
         self, program: WholeProgram, fraction: Fraction, packing: str, name: str, scores: np.ndarray | None
@@ -136,26 +131,6 @@ class _Bench:
         return Variant(load, fraction, name, packing, program, trial, cost, self.state.parameters(scorer), cost)
 
 
-def run_config(load: Load, prune: PruneConfig) -> sections.RunConfig:
-    """The defaults of a run: what `train_step` and the optimizer read of it."""
-    return sections.RunConfig(
-        seed=load.seed,
-        total_steps=1000,
-        tokenizer="",
-        model=sections.ModelConfig(),
-        pruning=prune,
-        data=DataConfig(sources=()),
-        optimizer=sections.OptimConfig(),
-        loss=sections.LossConfig(),
-        log=sections.LogConfig(),
-        mesh=sections.MeshConfig(),
-        checkpoint=CheckpointConfig(),
-        watchdog=sections.WatchdogConfig(),
-        profile=ProfileConfig(),
-        distributed=DistributedConfig(),
-    )
-
-
 def fresh(load: Load, fraction: Fraction) -> Carried:
     """Weights and moments on the device, float32, for a model that prunes at any fraction and for the unpruned one."""
     model, (_, optimizer) = load.model(fraction, "staircase", steered=False), _boxed(load, fraction)
@@ -170,5 +145,5 @@ def fresh(load: Load, fraction: Fraction) -> Carried:
 
 def _boxed(load: Load, fraction: Fraction) -> tuple[Any, Optimizer]:
     """(abstract state, optimizer) of a model with or without a scorer."""
-    run = run_config(load, load.prune(fraction, "staircase"))
-    return boxed_state(run, load.model(fraction, "staircase", steered=False), load.shape(fraction))
+    model = load.model(fraction, "staircase", steered=False)
+    return boxed_state(OptimConfig(), TOTAL_STEPS, model, load.shape(fraction))

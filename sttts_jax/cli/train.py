@@ -11,9 +11,9 @@ from sttts_jax.cli.main import run as run_command
 def main(argv: list[str]) -> int:
     """Trains. Exit code 0 also after a preemption: the same command goes on."""
     config, workdir = _parse(argv)
-    from sttts_jax.train.main import start  # jax only after the flags are known to be right
+    from sttts_jax.train.main import main as train  # jax only after the flags are known to be right
 
-    start(config, workdir)
+    train(config, workdir)
     return 0
 
 

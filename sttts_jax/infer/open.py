@@ -41,7 +41,7 @@ def read_checkpoint(directory: PathLike) -> Checkpoint:
 
     def load(mesh: jax.sharding.Mesh) -> Any:
         shape = run.data.row_shape
-        model = build_model(run, shape, mesh.devices.flat[0].platform)
+        model = build_model(run.model, run.pruning, shape, mesh.devices.flat[0].platform)
         boxed = jax.eval_shape(lambda key: init_params(model, shape, key), jax.random.key(0))
         return load_params(step, abstract_state(boxed, mesh))
 

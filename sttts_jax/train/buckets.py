@@ -5,12 +5,14 @@ compiled step. Which one a step takes follows from the seed and the step's numbe
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from sttts_jax.data.config import DataConfig
 from sttts_jax.data.pipeline import Batches, train_batches
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.mesh import DataLayout
@@ -82,27 +84,23 @@ class Buckets:
         return {**fills, **counts, "bad_share": counts["bad_records"] / max(counts["records"], 1)}
 
 
-def open_streams(run: RunConfig, tokenizer: Tokenizer, layout: DataLayout) -> list[Batches]:
+def open_streams(parts: Sequence[DataConfig], tokenizer: Tokenizer, layout: DataLayout) -> list[Batches]:
     """One stream of batches a bucket; they share the mixture out among themselves, so that none repeats another."""
-    parts = run.buckets
-    share = {"shard_index": layout.shard_index, "shard_count": layout.shard_count}
-    return [
-        train_batches(part.data, tokenizer, **share, part=number, parts=len(parts)) for number, part in enumerate(parts)
-    ]
+    share = {"shard_index": layout.shard_index, "shard_count": layout.shard_count, "parts": len(parts)}
+    return [train_batches(part, tokenizer, **share, part=number) for number, part in enumerate(parts)]
 
 
-def make_buckets(run: RunConfig, plan: Blueprint, streams: Sequence[Batches], platform: str) -> Buckets:
-    """The buckets of a run on its streams. Their steps are compiled when they are first called."""
-    return Buckets(
-        [_bucket(part, plan, batches, platform) for part, batches in zip(run.buckets, streams, strict=True)], run.seed
-    )
+def make_buckets(parts: Sequence[RunConfig], plan: Blueprint, streams: Sequence[Batches]) -> Buckets:
+    """A bucket for every one of `RunConfig.buckets`. Their steps are compiled when they are first called."""
+    buckets = [_bucket(part, plan, batches) for part, batches in zip(parts, streams, strict=True)]
+    return Buckets(buckets, parts[0].seed)
 
 
-def _bucket(part: RunConfig, plan: Blueprint, batches: Batches, platform: str) -> Bucket:
-    model = build_model(part, part.data.row_shape, platform)
+def _bucket(config: RunConfig, plan: Blueprint, batches: Batches) -> Bucket:
+    model = build_model(config.model, config.pruning, config.data.row_shape, plan.platform)
     step = jax.jit(
-        lambda state, batch: train_step(part, model, plan.optimizer, state, batch),
+        functools.partial(train_step, config.loss, config.seed, model, plan.optimizer),
         donate_argnums=0,
         out_shardings=(plan.shardings, None),
     )
-    return Bucket(part, batches, step, update_flops(part, frozen_parts(plan.optimizer.labels)))
+    return Bucket(config, batches, step, update_flops(config, frozen_parts(plan.optimizer.labels)))

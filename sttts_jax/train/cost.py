@@ -22,19 +22,19 @@ WEIGHTS = {
 }
 
 
-def videos_of_row(run: RunConfig) -> int:
+def videos_of_row(config: RunConfig) -> int:
     """Videos of `data.max_frames` frames that fill a row."""
-    return max(run.data.frames_per_row // run.data.max_frames, 1)
+    return max(config.data.frames_per_row // config.data.max_frames, 1)
 
 
-def full_row_flops(run: RunConfig) -> RowFlops:
+def full_row_flops(config: RunConfig) -> RowFlops:
     """Forward FLOPs of a row that is full: equal videos, survivors spread evenly over frames, text through the head."""
-    shape, videos = run.data.row_shape, videos_of_row(run)
+    shape, videos = config.data.row_shape, videos_of_row(config)
     vision = shape.kept + 2 * shape.frames
     return row_flops(
-        run.vlm,
+        config.vlm,
         frames=shape.frames,
-        kept_cells=None if run.pruning.drops == "0" else [shape.kept / shape.frames] * shape.frames,
+        kept_cells=None if config.pruning.drops == "0" else [shape.kept / shape.frames] * shape.frames,
         tokens=shape.length,
         pairs=videos * example_pairs(shape.length // videos, vision // videos),
         loss_tokens=max(shape.length - vision, 0),
@@ -49,49 +49,49 @@ def frozen_parts(labels: Any) -> frozenset[str]:
     )
 
 
-def update_flops(run: RunConfig, frozen: Collection[str] = ()) -> float:
+def update_flops(config: RunConfig, frozen: Collection[str] = ()) -> float:
     """FLOPs of an update on all devices, its rows as full as `full_row_flops` takes them.
 
     Of `frozen` parts no gradients of weights are formed, which would cost as much as the forward pass once more.
     """
-    parts, factor = dataclasses.asdict(full_row_flops(run)), train_factor(run.model.remat)
-    return run.data.rows * sum(flops * (factor - (part in frozen)) for part, flops in parts.items())
+    parts, factor = dataclasses.asdict(full_row_flops(config)), train_factor(config.model.remat)
+    return config.data.rows * sum(flops * (factor - (part in frozen)) for part, flops in parts.items())
 
 
-def unpruned(run: RunConfig) -> RunConfig:
+def unpruned(config: RunConfig) -> RunConfig:
     """The run with the same frames and the same room for text, and nothing removed."""
-    pruning = dataclasses.replace(run.pruning, fractions=("0",))
-    return dataclasses.replace(run, pruning=pruning).buckets[0]
+    pruning = dataclasses.replace(config.pruning, fractions=("0",))
+    return dataclasses.replace(config, pruning=pruning).buckets[0]
 
 
-def describe(run: RunConfig) -> str:
+def describe(config: RunConfig) -> str:
     """Lines for people: parameters by part; sizes of a row; TFLOPs of a forward pass by part, and PFLOPs of a step.
 
     A step has every row forward and backward, and what `model.remat` computes again. The last column is how many times
     less that is than without pruning.
     """
-    counts = parameter_counts(run.vlm)
-    if not run.pruning.scores:
+    counts = parameter_counts(config.vlm)
+    if not config.pruning.scores:
         del counts["scorer"]
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    whole = unpruned(run)
-    buckets = [whole, *(part for part in run.buckets if part.pruning.drops != "0")]
+    whole = unpruned(config)
+    buckets = [whole, *(part for part in config.buckets if part.pruning.drops != "0")]
     header = ("", "cells", "tokens", "ViT", "scorer", "connector", "LLM", "head", "row", "step", "")
     lines = table(header, [_line(part, whole) for part in buckets])
     return (
         f"parameters: {parts}; all {sum(counts.values()):,}\n"
-        f"{run.data.rows} rows a step, in each {videos_of_row(run)} x {run.data.max_frames} frames and text;"
+        f"{config.data.rows} rows a step, in each {videos_of_row(config)} x {config.data.max_frames} frames and text;"
         f" TFLOPs of a row forward, PFLOPs of a step:\n{lines}"
     )
 
 
-def _line(run: RunConfig, whole: RunConfig) -> tuple[str, ...]:
-    flops, shape = full_row_flops(run), run.data.row_shape
+def _line(config: RunConfig, whole: RunConfig) -> tuple[str, ...]:
+    flops, shape = full_row_flops(config), config.data.row_shape
     parts = (flops.vit_head + flops.vit_tail, flops.scorer, flops.connector, flops.llm, flops.llm_head, flops.total)
-    step = update_flops(run)
+    step = update_flops(config)
     ratio = full_row_flops(whole).total / flops.total
     return (
-        "unpruned" if run.pruning.drops == "0" else f"k = {run.pruning.drops}",
+        "unpruned" if config.pruning.drops == "0" else f"k = {config.pruning.drops}",
         f"{shape.kept:,}",
         f"{shape.length:,}",
         *(f"{part / TERA:,.1f}" for part in parts),

@@ -17,11 +17,10 @@ from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.data.device import to_device
 from sttts_jax.train.buckets import Bucket, Buckets
 from sttts_jax.train.clock import Clock, peak_flops
-from sttts_jax.train.init import first_state
 from sttts_jax.train.metrics import Late, Metrics
 from sttts_jax.train.optimizer import learning_rates
 from sttts_jax.train.profile import ProfileWindow
-from sttts_jax.train.run import Run
+from sttts_jax.train.run import Evaluate, Run, Start
 from sttts_jax.train.state import TrainState
 from sttts_jax.train.step import HISTOGRAM_BINS
 from sttts_jax.train.watchdog import Watchdog
@@ -42,11 +41,11 @@ class TooManySkipped(ValueError):
     """Updates in a row had a NaN or an infinity; said in one sentence, as what the user can mend."""
 
 
-def train(run: Run, out: Any = None) -> TrainState:
+def train(run: Run, begin: Start, evaluate: Evaluate | None = None, out: Any = None) -> TrainState:
     """Runs to `total_steps`, to a preemption (state saved), or to an error; returns the last state."""
     config, total = run.config, run.config.total_steps
     with jax.set_mesh(run.mesh):
-        state, counters, origin = first_state(run)
+        state, counters, origin = begin
         logging.info("%s", origin)
         start = int(state.step)
         clock = Clock(_peak(run))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sttts_jax.models.vlm import Batch, Vlm, VlmLoss
 from sttts_jax.pruning.frame_rows import FrameRows
-from sttts_jax.train.config import RunConfig
+from sttts_jax.train.config import LossConfig
 from sttts_jax.train.optimizer import Optimizer, all_finite, guarded_update
 from sttts_jax.train.state import TrainState
 
@@ -15,14 +15,15 @@ HISTOGRAM_BINS = 20
 
 
 def train_step(
-    run: RunConfig, model: Vlm, optimizer: Optimizer, state: TrainState, batch: Batch
+    config: LossConfig, seed: int, model: Vlm, optimizer: Optimizer, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """(new state, metrics). loss = sum(w (ce + z)) / sum(w) + c * sum(aux) / count(aux), both over the global batch.
 
+    What is random follows from `seed` and the step's number alone.
     A step whose loss or gradients are not finite changes neither parameters nor moments, and is counted. Only what the
     optimizer trains is differentiated by.
     """
-    key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
     weight = jnp.sum(jnp.maximum(batch["weights"], 0.0))
     cells = _aux_cells(model, batch)
 
@@ -30,11 +31,11 @@ def train_step(
         params = optimizer.joined(trained, state.params)
         select, dropout = jax.random.split(key)
         out = model.apply({"params": params}, part, select, False, method="loss", rngs={"dropout": dropout})
-        task = (out.task.cross_entropy + run.loss.z_loss * out.task.z) / jnp.maximum(weight, 1e-9)
-        return task + run.pruning.aux_weight * out.aux / jnp.maximum(cells, 1.0), out
+        task = (out.task.cross_entropy + config.z_loss * out.task.z) / jnp.maximum(weight, 1e-9)
+        return task + model.prune.aux_weight * out.aux / jnp.maximum(cells, 1.0), out
 
     grad = jax.value_and_grad(loss, has_aux=True)
-    (total, out), grads = _accumulate(grad, optimizer.trained(state.params), batch, key, run.loss.accumulate)
+    (total, out), grads = _accumulate(grad, optimizer.trained(state.params), batch, key, config.accumulate)
     norms = optimizer.norms(grads)
     finite = all_finite(total, norms)
     step = state.step + 1

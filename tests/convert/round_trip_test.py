@@ -230,7 +230,7 @@ def test_lora_is_merged_on_the_way_out(tmp_path: Path, piecewise: None) -> None:
     config["model"] |= {"lora_rank": 2, "lora_alpha": 8.0}
     run_config = RunConfig.build(config)
     shape = run_config.data.row_shape
-    model = build_model(run_config, shape)
+    model = build_model(run_config.model, run_config.pruning, shape)
     boxed = jax.eval_shape(lambda key: init_params(model, shape, key), jax.random.key(0))
     rng, leaves = np.random.default_rng(0), named_leaves(params)
     tuned = map_named(lambda name, leaf: leaves.get(name, rng.standard_normal(leaf.shape, np.float32)), nn.unbox(boxed))

@@ -15,9 +15,10 @@ from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.train.buckets import Buckets, draw, open_streams
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.cost import update_flops
-from sttts_jax.train.main import run_tokenizer, start
+from sttts_jax.train.main import main as train
 from sttts_jax.train.metrics import read_lines
-from sttts_jax.train.run import prepare
+from sttts_jax.train.run import first_state, prepare
+from sttts_jax.train.tokenizer import run_tokenizer
 from tests.train.tiny_run import build_clips, tiny_config
 
 SHARES = ("0", "0.5")
@@ -38,10 +39,10 @@ def _clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _whole(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[Any]]:
     """(workdir, last state, buckets) of a run that nothing interrupts."""
     workdir, config = tmp_path_factory.mktemp("whole"), _config(clips)
-    run = RunConfig.build(config)
-    prepared = prepare(run, Workdir(workdir), config.to_dict(), run_tokenizer(run, Workdir(workdir)))
-    state = loop.train(prepared)
-    return workdir, jax.device_get(state), prepared.buckets.all
+    checked = RunConfig.build(config)
+    run = prepare(checked, config.to_dict(), Workdir(workdir), run_tokenizer(checked, Workdir(workdir)))
+    state = loop.train(run, first_state(run))
+    return workdir, jax.device_get(state), run.buckets.all
 
 
 def _lines(workdir: Path) -> dict[int, dict[str, Any]]:
@@ -80,7 +81,7 @@ def test_streams_do_not_repeat_each_other(clips: Path, tmp_path: Path) -> None:
     """Of the 16 clips of an epoch, one stream gets every other draw, and the other the rest: 8 rows of one each."""
     run = RunConfig.build(_config(clips))
     layout = DataLayout(make_mesh({"data": 1}, jax.devices()[:1]))
-    streams = open_streams(run, run_tokenizer(run, Workdir(tmp_path)), layout)
+    streams = open_streams([part.data for part in run.buckets], run_tokenizer(run, Workdir(tmp_path)), layout)
     frames = [{row.tobytes() for row in next(stream)["frames"]} for stream in streams]
     assert len(frames[0] | frames[1]) == 16
     with pytest.raises(ValueError, match="part=2 must be from 0 to below parts=2"):
@@ -101,9 +102,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
     monkeypatch.setattr(loop, "to_device", dies)
     with pytest.raises(RuntimeError, match="gone"):
-        start(_config(clips), str(tmp_path))
+        train(_config(clips), str(tmp_path))
     monkeypatch.setattr(loop, "to_device", real)
-    resumed = jax.device_get(start(_config(clips), str(tmp_path)))
+    resumed = jax.device_get(train(_config(clips), str(tmp_path)))
     jax.tree.map(np.testing.assert_array_equal, resumed.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, resumed.opt, state.opt)
     want, got = _lines(workdir), _lines(tmp_path)
@@ -135,4 +136,5 @@ def test_parameters_are_the_same_for_every_share(clips: Path) -> None:
 def _abstract(run: RunConfig) -> Any:
     from sttts_jax.train.state import boxed_state, build_model
 
-    return boxed_state(run, build_model(run, run.data.row_shape), run.data.row_shape)[0].params
+    shape = run.data.row_shape
+    return boxed_state(run.optimizer, run.total_steps, build_model(run.model, run.pruning, shape), shape)[0].params

@@ -31,7 +31,7 @@ def test_every_config_file_builds_and_shape_evaluates(path):
     config = _load(path).get_config()
     run = RunConfig.build(config)
     shape = run.data.row_shape
-    state, optimizer = boxed_state(run, build_model(run, shape), shape)
+    state, optimizer = boxed_state(run.optimizer, run.total_steps, build_model(run.model, run.pruning, shape), shape)
     assert len(jax.tree.leaves(state.params)) > 10
     assert set(jax.tree.leaves(optimizer.labels)) >= {"llm", "vit", "connector"}
 

@@ -35,7 +35,7 @@ def _run(overrides: dict[str, Any] | None = None, **optimizer: Any) -> RunConfig
 
 
 def _plan(run: RunConfig) -> Blueprint:
-    return blueprint(run, make_mesh({"data": 1}, jax.devices()[:1]), run.data.row_shape)
+    return blueprint(run, make_mesh({"data": 1}, jax.devices()[:1]))
 
 
 def _batch() -> dict[str, jax.Array]:
@@ -44,12 +44,14 @@ def _batch() -> dict[str, jax.Array]:
 
 def _step(run: RunConfig) -> tuple[Blueprint, Any]:
     plan = _plan(run)
-    return plan, jax.jit(functools.partial(train_step, run, plan.model, plan.optimizer), donate_argnums=0)
+    return plan, jax.jit(
+        functools.partial(train_step, run.loss, run.seed, plan.model, plan.optimizer), donate_argnums=0
+    )
 
 
 def _trained(run: RunConfig, steps: int) -> tuple[Blueprint, TrainState, TrainState, dict[str, Any]]:
     plan, step = _step(run)
-    first = fresh_state(run, plan, run.data.row_shape)
+    first = fresh_state(plan, run.seed)
     state = jax.tree.map(jnp.copy, first)
     for _ in range(steps):
         state, metrics = step(state, _batch())

@@ -1,5 +1,6 @@
 """The loop, with the real data, model and checkpoints: resume after kill -9, NaN steps, refusals."""
 
+import functools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import sttts_jax.train.loop as loop
 from sttts_jax.ckpt.meta import ConfigMismatch
 from sttts_jax.mesh import make_mesh
 from sttts_jax.train.config import RunConfig
-from sttts_jax.train.main import start
+from sttts_jax.train.main import main as train
 from sttts_jax.train.metrics import read_lines
 from sttts_jax.train.state import blueprint, build_model, fresh_state
 from sttts_jax.train.step import train_step
@@ -35,7 +36,7 @@ def clips(tmp_path_factory):
 def whole(clips, tmp_path_factory):
     """A run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("whole")
-    state = start(tiny_config(clips), str(workdir))
+    state = train(tiny_config(clips), str(workdir))
     return workdir, jax.device_get(state)
 
 
@@ -83,7 +84,7 @@ def test_kill_9_at_any_step_resumes_bit_equal(clips, whole, tmp_path):
 def test_a_finished_run_started_again_does_nothing(clips, whole):
     workdir, state = whole
     before = _losses(workdir)
-    again = jax.device_get(start(tiny_config(clips), str(workdir)))
+    again = jax.device_get(train(tiny_config(clips), str(workdir)))
     assert int(again.step) == STEPS and _losses(workdir) == before
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
 
@@ -91,16 +92,16 @@ def test_a_finished_run_started_again_does_nothing(clips, whole):
 def test_another_config_on_an_old_workdir_is_refused_with_a_diff(clips, whole):
     workdir, _ = whole
     with pytest.raises(ConfigMismatch, match=r"(?s)pruning.fraction.*0\.5.*0\.3"):
-        start(tiny_config(clips, pruning__fraction="0.3"), str(workdir))
+        train(tiny_config(clips, pruning__fraction="0.3"), str(workdir))
 
 
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(clips, tmp_path, caplog):
-    start(tiny_config(clips, total_steps=8), str(tmp_path))
+    train(tiny_config(clips, total_steps=8), str(tmp_path))
     want = _losses(tmp_path)
     newest = max((tmp_path / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
     biggest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     os.truncate(biggest, biggest.stat().st_size // 2)
-    start(tiny_config(clips, total_steps=8), str(tmp_path))
+    train(tiny_config(clips, total_steps=8), str(tmp_path))
     assert f"step {newest.name}" in caplog.text and "broken" in caplog.text
     assert _losses(tmp_path) == want
 
@@ -117,11 +118,11 @@ def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path
     poisoned.calls = 0
     monkeypatch.setattr(loop, "to_device", poisoned)
     with pytest.raises(loop.TooManySkipped, match="3 updates in a row"):
-        start(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
+        train(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
     lines = {line["step"]: line for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line}
     assert lines[3]["skipped"] == 1 and lines[3]["skipped_in_row"] == 0
     monkeypatch.setattr(loop, "to_device", real)
-    resumed = start(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
+    resumed = train(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
     assert int(resumed.step) == STEPS
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(resumed.params)))
 
@@ -133,7 +134,7 @@ def test_bad_records_are_skipped_and_too_many_stop_the_run(clips, tmp_path):
     config = tiny_config(clips)
     config.data.sources = ((f"jsonl:{tmp_path}/bad.jsonl", 1.0, "train"),)
     with pytest.raises(ValueError, match="unusable"):
-        start(config, str(tmp_path / "run"))
+        train(config, str(tmp_path / "run"))
 
 
 def test_micro_batches_give_the_update_of_the_whole_batch(clips):
@@ -142,12 +143,11 @@ def test_micro_batches_give_the_update_of_the_whole_batch(clips):
     results = []
     for run in (whole_run, parts_run):
         mesh = make_mesh({"data": 1}, jax.devices()[:1])
-        plan = blueprint(run, mesh, run.data.row_shape)
-        state = fresh_state(run, plan, run.data.row_shape)
+        plan = blueprint(run, mesh)
+        state = fresh_state(plan, run.seed)
         batch = _fake_batch(run)
-        new, metrics = jax.jit(lambda s, b, run=run, plan=plan: train_step(run, plan.model, plan.optimizer, s, b))(
-            state, batch
-        )
+        step = functools.partial(train_step, run.loss, run.seed, plan.model, plan.optimizer)
+        new, metrics = jax.jit(step)(state, batch)
         results.append((jax.device_get(new.params), jax.device_get(metrics)))
     (one, m1), (two, m2) = results
     np.testing.assert_allclose(m1["loss"], m2["loss"], rtol=1e-5)
@@ -169,5 +169,5 @@ def _fake_batch(run: RunConfig) -> dict[str, jax.Array]:
 
 def test_model_of_a_run_has_the_sizes_of_its_bucket(clips):
     run = RunConfig.build(tiny_config(clips))
-    model = build_model(run, run.data.row_shape)
+    model = build_model(run.model, run.pruning, run.data.row_shape)
     assert (model.capacity, model.length) == (run.data.row_shape.kept, 256)

@@ -17,7 +17,7 @@ SIZES = Sizes(frames=4, cells=9, unpruned=72, vocab=512)
 def test_crops_are_neither_pruned_cells_nor_tokens() -> None:
     """An image of two crops seen through 5 windows, then a video of two frames that keeps 9 of its 18 cells."""
     run = RunConfig.build(defaults())
-    model = build_model(run, run.data.row_shape)
+    model = build_model(run.model, run.pruning, run.data.row_shape)
     batch = make_batch([[Talk(2, 1, (2,), image=True, windows=5), Talk(2, 1, (3,))]], SIZES)
     kept = np.ones((1, 4, 9), bool)
     kept[0, 3] = False

@@ -7,7 +7,7 @@ import ml_collections
 
 from sttts_jax.data.sources.registry import build
 from sttts_jax.train.config import defaults
-from sttts_jax.train.main import start
+from sttts_jax.train.main import main as train
 
 
 def build_clips(directory: Path) -> Path:
@@ -39,4 +39,4 @@ def tiny_config(data_dir: Path, **settings) -> ml_collections.ConfigDict:
 
 if __name__ == "__main__":
     data_dir, workdir, steps = sys.argv[1:4]
-    start(tiny_config(Path(data_dir), total_steps=int(steps)), workdir)
+    train(tiny_config(Path(data_dir), total_steps=int(steps)), workdir)

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-import sttts_jax.train.init as init
+import sttts_jax.train.init_from as init_from
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.restore import META, PARAMS, TreeMismatch, context
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.infer.open import read_checkpoint
 from sttts_jax.mesh import make_mesh
-from sttts_jax.sharding import abstract_state, shardings_of
 from sttts_jax.train.config import RunConfig, defaults
-from sttts_jax.train.main import run_tokenizer, start
-from sttts_jax.train.state import Blueprint, boxed_state, build_model, init_params
+from sttts_jax.train.main import main as train
+from sttts_jax.train.state import Blueprint, blueprint, build_model, fresh_state, init_params
+from sttts_jax.train.tokenizer import run_tokenizer
 from sttts_jax.trees import named_leaves
 from tests.train.tiny_run import build_clips, tiny_config
 
@@ -48,7 +48,8 @@ def _write(directory: Path, method: str = "none", **settings: Any) -> dict[str, 
     config = _config(method, **settings)
     run = RunConfig.build(config)
     shape = run.data.row_shape
-    params = jax.jit(lambda key: nn.unbox(init_params(build_model(run, shape), shape, key)))(jax.random.key(7))
+    model = build_model(run.model, run.pruning, shape)
+    params = jax.jit(lambda key: nn.unbox(init_params(model, shape, key)))(jax.random.key(7))
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     _save(directory, config, params)
     return {name: np.asarray(x.astype(jnp.float32)) for name, x in named_leaves(params).items()}
@@ -67,19 +68,12 @@ def _released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return directory, _write(directory)
 
 
-def _plan(run: RunConfig, mesh: jax.sharding.Mesh) -> Blueprint:
-    """As `state.blueprint`, but parameters of any size are split."""
-    model = build_model(run, run.data.row_shape)
-    boxed, optimizer = boxed_state(run, model, run.data.row_shape)
-    return Blueprint(model, optimizer, abstract_state(boxed, mesh, 1), shardings_of(boxed, mesh, 1))
-
-
 def _initial(config: Any, axes: dict[str, int] | None = None) -> tuple[Any, str, Blueprint]:
     run = RunConfig.build(config)
     mesh = make_mesh(axes or {"data": 1}, None if axes else jax.devices()[:1])
     with jax.set_mesh(mesh):
-        plan = _plan(run, mesh)
-        state, _, origin = init.initial_state(run, plan)
+        plan = blueprint(run, mesh, min_size=1)  # parameters of any size are split
+        state, origin = init_from.state_from(run.init_from, plan, run.seed)
     return state, origin, plan
 
 
@@ -89,7 +83,7 @@ def test_parameters_come_sharded_as_float32_and_the_scorer_fresh(released: Any) 
     config = _config(init_from=str(directory))
     state, origin, plan = _initial(config, {"data": 2, "fsdp": 2, "tensor": 2})
     leaves = named_leaves(state.params)
-    fresh = named_leaves(init.fresh_state(RunConfig.build(config), plan, RunConfig.build(config).data.row_shape).params)
+    fresh = named_leaves(fresh_state(plan, RunConfig.build(config).seed).params)
     assert {name for name in leaves if name not in saved} == {n for n in leaves if n.startswith("vit/scorer/")}
     for name, leaf in leaves.items():
         assert leaf.dtype == jnp.float32
@@ -114,7 +108,7 @@ def test_only_the_missing_leaves_are_computed(released: Any, monkeypatch: pytest
 
         return call
 
-    monkeypatch.setattr(init.jax, "jit", watched)
+    monkeypatch.setattr(init_from.jax, "jit", watched)
     state, _, _ = _initial(_config(init_from=str(released[0])))
     scorer = sum(x.nbytes for name, x in named_leaves(state.params).items() if name.startswith("vit/scorer/"))
     stats = compiled[0].memory_analysis()
@@ -198,10 +192,10 @@ def test_a_run_starts_from_another_and_resumes_without_it(
     """The real loop, fine-tuning the scorer alone from a run that had none; then the source is deleted."""
     clips = build_clips(tmp_path / "clips")
     source, workdir = tmp_path / "source", tmp_path / "run"
-    first = start(tiny_config(clips, total_steps=3, pruning__method="none"), str(source))
+    first = train(tiny_config(clips, total_steps=3, pruning__method="none"), str(source))
     settings = {"total_steps": 4, "init_from": str(source), "optimizer__train_only": ("vit/scorer/.*",)}
     with caplog.at_level(logging.INFO):
-        second = start(tiny_config(clips, **settings), str(workdir))
+        second = train(tiny_config(clips, **settings), str(workdir))
     assert f"parameters from {source / 'checkpoints' / '3'}" in capsys.readouterr().out
     before, after = named_leaves(first.params), named_leaves(second.params)
     for name, leaf in before.items():
@@ -209,6 +203,6 @@ def test_a_run_starts_from_another_and_resumes_without_it(
     shutil.rmtree(source)
     shutil.rmtree(workdir / "checkpoints" / "4")
     (workdir / "checkpoints" / "sizes" / "4.json").unlink()
-    third = start(tiny_config(clips, **settings), str(workdir))
+    third = train(tiny_config(clips, **settings), str(workdir))
     assert "resumed from step 2" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(second.params), jax.device_get(third.params))
