@@ -29,10 +29,12 @@ with epy.lazy_imports():
     from sttts_jax.data import video as videos
     from sttts_jax.evals import evaluate as evaluations
     from sttts_jax.evals import table
-    from sttts_jax.infer import model
     from sttts_jax.infer import open as checkpoints
     from sttts_jax.report import look, runs, views
     from sttts_jax.train import main, state
+
+with epy.lazy_api_imports(globals()):
+    from sttts_jax.infer.open import open_checkpoint
 
 __all__ = ["evaluate", "open_checkpoint", "score", "train"]
 
@@ -87,34 +89,16 @@ def evaluate(
     data_dir         where built data sets lie; None: where the run found them
     out              for results.json and predictions; None: "eval" in each workdir. Several runs get a folder each
     overwrite        measure again what is in results.json; else a finished measurement of the same step is read
-    report           an .html page that compares the runs on the first task; it measures prefills, `made_by` in its foot
+    report           an .html page that compares the runs on the first task and measures prefills; `made_by` in its foot
     picture          a .png of kept tokens of a run of method scorer
     say              gets progress and the tables, line by line, on the first process
 
-    Every process of a run on several hosts calls the same. Raises FileNotFoundError without a checkpoint and ValueError
-    for whatever else cannot be measured, before anything is compiled.
+    Every process calls the same. Raises FileNotFoundError without a checkpoint and ValueError for whatever else cannot
+    be measured, before anything is compiled.
     """
-    for name, file, ending in (("report", report, ".html"), ("picture", picture, ".png")):
-        if file is not None and Path(file).suffix != ending:
-            raise ValueError(f"{name} {file} must end in {ending}")
-    distributed.init(distributed.DistributedConfig())
-    if (report or picture) and jax.process_count() > 1:
-        raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
-    found = evaluations.evaluate(
-        workdirs,
-        tasks,
-        pruned_fraction=pruned_fraction,
-        max_frames=max_frames,
-        max_fps=max_fps,
-        batch=batch,
-        frame_buckets=frame_buckets,
-        limit=limit,
-        seed=seed,
-        data_dir=data_dir,
-        out=out,
-        overwrite=overwrite,
-        say=say,
-    )
+    _check_files(report, picture)
+    found = evaluations.plan(workdirs, tasks, pruned_fraction, max_frames, max_fps, limit, data_dir, out, overwrite)
+    evaluations.measure(found, batch, seed, frame_buckets, say)
     if say is not None and jax.process_index() == 0:
         say(table.summary(found))
     if report or picture:
@@ -122,19 +106,14 @@ def evaluate(
     return found
 
 
-def open_checkpoint(directory: PathLike, dtype: str = "") -> model.Model:
-    """A checkpoint that answers questions about videos and images while you wait, see `infer.model.Model`.
-
-        scene = open_checkpoint("runs/demo/scorer").watch("clip.mp4", pruned_fraction="0.5")
-        print(scene.ask("What happens at the end?").text)
-
-    directory  a run's workdir, a converted checkpoint, or one step; of the first two the newest whole step
-    dtype      of the compute, "float32" or "bfloat16"; "" as in training. CPUs are faster in float32
-
-    Weights are read when the first question is asked. Raises FileNotFoundError without a checkpoint, ValueError for an
-    unknown dtype, and where the checkpoint is damaged or its tokenizer is missing.
-    """
-    return checkpoints.open_checkpoint(directory, dtype)
+def _check_files(report: PathLike | None, picture: PathLike | None) -> None:
+    """Joins the other processes, if there are any, and refuses what only one process makes."""
+    for name, file, ending in (("report", report, ".html"), ("picture", picture, ".png")):
+        if file is not None and Path(file).suffix != ending:
+            raise ValueError(f"{name} {file} must end in {ending}")
+    distributed.init(distributed.DistributedConfig())
+    if (report or picture) and jax.process_count() > 1:
+        raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
 
 
 def score(

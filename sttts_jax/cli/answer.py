@@ -21,7 +21,7 @@ from typing import Any
 
 from etils import epy
 
-from sttts_jax.cli.arguments import PRUNED_FRACTION, check_at_least_one
+from sttts_jax.cli.arguments import add_pruned_fraction, check_positive
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -73,7 +73,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--question is empty; ask something, or give - to read questions from standard input")
     if "-" in args.question and (len(args.question) > 1 or len(args.video) > 1):
         raise ValueError("--question - goes with no other --question and with one --video")
-    check_at_least_one(args, "max_frames", "max_new_tokens")
+    check_positive(args, "max_frames", "max_new_tokens")
 
 
 def _scenes(model: models.Model, args: argparse.Namespace) -> Iterator[scenes.Scene]:
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--start", type=float, metavar="S", help="of the clip, seconds")
     add("--end", type=float, metavar="S", help="of the clip, seconds")
     add("--subtitles", metavar="FILE", help=".srt or .vtt, with the times of the whole video")
-    add("--pruned_fraction", metavar="K", help=PRUNED_FRACTION)
+    add_pruned_fraction(parser)
     add("--max_frames", type=int, metavar="N", help="(default: as trained)")
     add("--max_fps", type=float, metavar="R", help="frames a second at most (default: as trained)")
     add("--max_crops", type=int, default=24, metavar="N", help="most tiles of an image (%(default)s); 0: whole only")

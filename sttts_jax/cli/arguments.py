@@ -1,16 +1,29 @@
-"""Arguments that several commands share, and what is wrong with them in one sentence."""
+"""Arguments that several commands share: how they are declared, read, and refused in one sentence."""
 
 import argparse
+from collections.abc import Sequence
 
-PRUNED_FRACTION = "share of the video's cells to remove, from 0 up to but not 1 (default: as trained)"
+
+def add_pruned_fraction(parser: argparse.ArgumentParser, default: str | None = None, several: bool = False) -> None:
+    """The removed share, by its one name, `--k` for short; `default` None: as trained."""
+    parser.add_argument(
+        "--pruned_fraction",
+        "--k",
+        default=default,
+        metavar="K[,K]" if several else "K",
+        help=f"share of a video's cells to remove, 0 <= K < 1 (default: {default or 'as trained'})",
+    )
 
 
-def words(text: str, flag: str) -> list[str]:
-    """'a, b' -> ['a', 'b'], each once. Raises ValueError where there is none."""
-    found = [word.strip() for word in text.split(",") if word.strip()]
+def words(text: str, flag: str, known: Sequence[str] = ()) -> list[str]:
+    """The different words of a list with commas. Raises ValueError if there is none, or one that is not `known`."""
+    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not found:
         raise ValueError(f"{flag} is empty; give one or more, separated by commas")
-    return list(dict.fromkeys(found))
+    wrong = [word for word in found if known and word not in known]
+    if wrong:
+        raise ValueError(f"{flag} {wrong[0]} is unknown; choose from {', '.join(known)}")
+    return found
 
 
 def whole_numbers(text: str, flag: str) -> list[int]:
@@ -22,8 +35,8 @@ def whole_numbers(text: str, flag: str) -> list[int]:
     return [int(word) for word in found]
 
 
-def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
-    """Raises ValueError for a number below 1 among the given ones."""
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raises ValueError for a number below 1 under one of these names; None is left alone."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < 1:

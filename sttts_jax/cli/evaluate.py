@@ -14,7 +14,7 @@ import sys
 
 from etils import epy
 
-from sttts_jax.cli.arguments import PRUNED_FRACTION, check_at_least_one, whole_numbers, words
+from sttts_jax.cli.arguments import add_pruned_fraction, check_positive, whole_numbers, words
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -24,7 +24,7 @@ with epy.lazy_imports():
 def main(argv: list[str]) -> int:
     """Prints one table a task. Raises ValueError or FileNotFoundError with one sentence before anything is compiled."""
     args = _parser().parse_args(argv)
-    check_at_least_one(args, "batch", "limit")
+    check_positive(args, "batch", "limit")
     api.evaluate(
         words(args.workdir, "--workdir"),
         words(args.tasks, "--tasks"),
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", required=True, metavar="DIR[,DIR]", help="runs to evaluate and compare")
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="shapes_video_qa, jsonl:PATH")
-    parser.add_argument("--pruned_fraction", metavar="K[,K]", help=PRUNED_FRACTION)
+    add_pruned_fraction(parser, several=True)
     parser.add_argument("--max_frames", metavar="N[,N]", help="(default: as trained)")
     parser.add_argument("--max_fps", type=float, help="frames a second at most (default: as trained)")
     parser.add_argument("--batch", type=int, default=32, help="videos a batch, over all devices (%(default)s)")

@@ -51,23 +51,21 @@ class Evaluation:
         return next((r for r in self.results[task] if (r.key.fraction, r.key.max_frames) == wanted), None)
 
 
-def evaluate(
+def plan(
     workdirs: PathLike | Sequence[PathLike],
     tasks: str | Sequence[str],
-    *,
     pruned_fraction: str | float | Sequence[str | float] | None = None,
     max_frames: int | Sequence[int] | None = None,
     max_fps: float | None = None,
-    batch: int = 32,
-    frame_buckets: Sequence[int] = (),
     limit: int | None = None,
-    seed: int = 0,
     data_dir: str | None = None,
     out: PathLike | None = None,
     overwrite: bool = False,
-    say: Say | None = None,
 ) -> list[Evaluation]:
-    """One Evaluation a run, in order. The arguments and errors are those of `sttts_jax.api.evaluate`."""
+    """One Evaluation a run, in order, still without results: configs are read, sources and earlier results opened.
+
+    The arguments and errors are those of `sttts_jax.api.evaluate`.
+    """
     chosen = [find_task(name) for name in _several(tasks)]
     checkpoints = _read_all(_several(workdirs))
     evaluations = []
@@ -79,13 +77,23 @@ def evaluate(
         file = ResultsFile(folder, checkpoint.name, checkpoint.config, overwrite)
         asked = [_questions(task, checkpoint, data_dir, limit) for task in chosen]
         evaluations.append(Evaluation(checkpoint, asked, settings, file, _metrics(checkpoint.directory)))
-    harnesses = [Harness(checkpoint, batch, seed, frame_buckets) for checkpoint in checkpoints]
+    return evaluations
+
+
+def measure(
+    evaluations: Sequence[Evaluation],
+    batch: int,
+    seed: int = 0,
+    frame_buckets: Sequence[int] = (),
+    say: Say | None = None,
+) -> None:
+    """Fills in the results, from the file where they are there. Every process calls the same."""
+    harnesses = [Harness(evaluation.checkpoint, batch, seed, frame_buckets) for evaluation in evaluations]
     for evaluation, harness in zip(evaluations, harnesses, strict=True):
         for questions in evaluation.questions:
             results = [_measured(harness, evaluation.file, questions, setting, say) for setting in evaluation.settings]
             evaluation.results.append(results)
         evaluation.checkpoint.release()
-    return evaluations
 
 
 def _several(given: Any) -> list[Any]:

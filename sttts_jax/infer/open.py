@@ -20,7 +20,17 @@ from sttts_jax.train.state import build_model, init_params
 
 
 def open_checkpoint(directory: PathLike, dtype: str = "") -> Model:
-    """As `sttts_jax.api.open_checkpoint` says."""
+    """A checkpoint that answers questions about videos and images while you wait, see `infer.model.Model`.
+
+        scene = open_checkpoint("runs/demo/scorer").watch("clip.mp4", pruned_fraction="0.5")
+        print(scene.ask("What happens at the end?").text)
+
+    directory  a run's workdir, a converted checkpoint, or one step; of the first two the newest whole step
+    dtype      of the compute, "float32" or "bfloat16"; "" as in training. CPUs are faster in float32
+
+    Weights are read when the first question is asked. Raises FileNotFoundError without a checkpoint, ValueError for an
+    unknown dtype, and where the checkpoint is damaged or its tokenizer is missing.
+    """
     checkpoint = read_checkpoint(directory)
     if dtype not in ("", *DTYPES):
         raise ValueError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")

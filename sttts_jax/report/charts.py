@@ -128,15 +128,7 @@ def histogram(edges: Values, parts: Sequence[tuple[str, str, Values]], axes: Axe
     out = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{sy(0):.1f}" y2="{sy(0):.1f}"/>']
     base = np.zeros(len(total))
     for name, css, counts in parts:
-        for i, count in enumerate(counts):
-            if count > 0:
-                x, width = sx(edges[i]), sx(edges[i + 1]) - sx(edges[i])
-                y, tall = sy(base[i] + count), sy(base[i]) - sy(base[i] + count)
-                title = f"{name}: {count:,.0f} from {edges[i]:.3g} to {edges[i + 1]:.3g}"
-                out.append(
-                    f'<rect class="fill {css}" x="{x + 0.5:.2f}" y="{y:.2f}" width="{max(width - 1, 0.5):.2f}" '
-                    f'height="{tall:.2f}"><title>{escape(title)}</title></rect>'
-                )
+        out += _stacked(name, css, edges, counts, base, sx, sy)
         base = base + np.asarray(counts)
     for value, text in axes.references:
         side = "end" if sx(value) > WIDTH * 0.6 else "start"
@@ -144,6 +136,21 @@ def histogram(edges: Values, parts: Sequence[tuple[str, str, Values]], axes: Axe
         out.append(_text(sx(value) + (5 if side == "start" else -5), TOP + 8, text, side, "note"))
     out += _x_labels(sx, np.asarray(edges), axes, height)
     return _svg(out, height, label)
+
+
+def _stacked(name: str, css: str, edges: Values, counts: Values, base: Values, sx: Callable, sy: Callable) -> list[str]:
+    """A bar for each count above 0, standing on `base`."""
+    out = []
+    for low, high, count, under in zip(edges[:-1], edges[1:], counts, base, strict=True):
+        if count > 0:
+            x, width = sx(low), sx(high) - sx(low)
+            y, tall = sy(under + count), sy(under) - sy(under + count)
+            title = f"{name}: {count:,.0f} from {low:.3g} to {high:.3g}"
+            out.append(
+                f'<rect class="fill {css}" x="{x + 0.5:.2f}" y="{y:.2f}" width="{max(width - 1, 0.5):.2f}" '
+                f'height="{tall:.2f}"><title>{escape(title)}</title></rect>'
+            )
+    return out
 
 
 def _finite(line: Line) -> tuple[Line, np.ndarray, np.ndarray]:

@@ -107,9 +107,8 @@ def jpegs_within(
     """
     for width in widths:
         pictures = draw(width)
-        for quality in qualities:
-            files = [jpeg(picture, quality) for picture in pictures]
-            if sum(map(len, files)) * 4 // 3 <= budget:
-                return [data_uri(file, "jpeg") for file in files], width
-    files = [jpeg(picture, 50) for picture in pictures]
-    return [data_uri(file, "jpeg") for file in files], width
+        tries = ([jpeg(picture, quality) for picture in pictures] for quality in qualities)
+        files = next((files for files in tries if sum(map(len, files)) * 4 // 3 <= budget), None)
+        if files is not None:
+            return [data_uri(file, "jpeg") for file in files], width
+    return [data_uri(jpeg(picture, 50), "jpeg") for picture in pictures], width

@@ -191,15 +191,21 @@ def _panel_charts(report: ReportView) -> list[tuple[str, Markup]]:
     charts = []
     formats = {"number": "{:,.4g}".format, "percent": percent, "seconds": seconds}
     for panel in report.panels:
-        lines = []
-        for run, css in _coloured(report.runs, scorer_last=True):
-            rows = [row for row in run.metrics if panel.key in row]
-            if rows:
-                lines.append(Line(run.name, css, [row["step"] for row in rows], [row[panel.key] for row in rows]))
+        lines = _panel_lines(report.runs, panel.key)
         if lines:
             axes = Axes("step", formats[panel.unit], smooth=panel.smooth, from_zero=panel.from_zero)
             charts.append((panel.title, line_chart(lines, axes, f"{panel.title} by step")))
     return charts
+
+
+def _panel_lines(runs: Sequence[RunView], key: str) -> list[Line]:
+    """One line a run that logged `key`."""
+    logged = [(run, css, [row for row in run.metrics if key in row]) for run, css in _coloured(runs, scorer_last=True)]
+    return [
+        Line(run.name, css, [row["step"] for row in rows], [row[key] for row in rows])
+        for run, css, rows in logged
+        if rows
+    ]
 
 
 def _clips(views: Sequence[ScoreView]) -> list[dict[str, Any]]:

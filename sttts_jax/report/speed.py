@@ -1,7 +1,7 @@
 """How long the prefill of a batch takes at several shares removed: one process, interleaved, medians."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,17 +21,19 @@ def prefill_seconds(shapes: Sequence[tuple[Checkpoint, RowShape]], rows: int, ro
     the batch does not matter to its time: shapes are static, so rows of black frames take as long as any others.
     """
     programs = [_program(checkpoint, shape, rows) for checkpoint, shape in shapes]
-    times: list[list[float]] = [[] for _ in programs]
-    for number in range(rounds + 1):
-        for program, seconds in zip(programs, times, strict=True):
-            before = time.perf_counter()
-            jax.block_until_ready(program())
-            if number:  # the first round warms up
-                seconds.append(time.perf_counter() - before)
-    return [float(np.median(seconds)) for seconds in times]
+    for program in programs:
+        _seconds(program)  # warms up
+    times = [[_seconds(program) for program in programs] for _ in range(rounds)]  # [round][program]
+    return [float(np.median(seconds)) for seconds in zip(*times, strict=True)]
 
 
-def _program(checkpoint: Checkpoint, shape: RowShape, rows: int) -> Any:
+def _seconds(program: Callable[[], Any]) -> float:
+    before = time.perf_counter()
+    jax.block_until_ready(program())
+    return time.perf_counter() - before
+
+
+def _program(checkpoint: Checkpoint, shape: RowShape, rows: int) -> Callable[[], Any]:
     model = checkpoint.model(shape)
 
     def prefill(params: Any, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
