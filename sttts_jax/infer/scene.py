@@ -115,9 +115,8 @@ class Scene:
         row = fill_row([Item(prefix, pictures)], self.shape)
         self._batch = {key: value[None] for key, value in row.items()}
         self._engine, self._show = engine, show
-        self._held: tuple[CacheCapacity, int, ReadPrefix] | None = (
-            None  # what the devices hold, and the seed of its reading
-        )
+        # What the devices hold: its capacity, the seed of its reading, and what was read.
+        self._held: tuple[CacheCapacity, int, ReadPrefix] | None = None
 
     @property
     def frames(self) -> int:

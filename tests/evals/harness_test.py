@@ -2,23 +2,19 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sttts_jax.cli import evaluate
 from sttts_jax.cli.main import run as run_command
 from sttts_jax.data.evaluation import QuestionShape, eval_batches
 from sttts_jax.data.sources.encode import encode_mp4
-from sttts_jax.evals.accuracy import wilson
 from sttts_jax.evals.harness import Harness
-from sttts_jax.evals.masks import pack_mask, unpack_mask
+from sttts_jax.evals.masks import unpack_mask
 from sttts_jax.evals.questions import (
     BUCKET,
     QUESTION_BUCKET,
@@ -261,23 +257,3 @@ def test_mistakes_are_one_sentence_before_anything_compiles(
     said = capsys.readouterr().err
     assert message in said
     assert len(said.strip().splitlines()) == 1
-
-
-@given(st.integers(0, 500), st.integers(0, 500))
-def test_wilson_contains_the_share(right: int, more: int) -> None:
-    a = wilson(right, right + more)
-    assert 0 <= a.low <= a.value <= a.high <= 1
-    assert a.count == right + more
-
-
-def test_wilson_known_values() -> None:
-    for right, count, low, high in ((0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (90, 100, 0.8256, 0.9448)):
-        a = wilson(right, count)
-        assert math.isclose(a.low, low, abs_tol=1e-4)
-        assert math.isclose(a.high, high, abs_tol=1e-4)
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=60))
-def test_masks_survive_packing(bits: list[bool]) -> None:
-    mask = np.asarray(bits).reshape(-1, 1)
-    assert np.array_equal(unpack_mask(pack_mask(mask), mask.shape), mask)

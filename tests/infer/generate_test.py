@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sttts_jax.infer import generate as module
-from sttts_jax.infer.decode import sample_tokens
 from sttts_jax.infer.generate import generate
 from sttts_jax.models.cache import KvCache
 from sttts_jax.models.config import LlmConfig
@@ -124,19 +123,6 @@ def test_settings_are_not_part_of_the_compiled_program() -> None:
                 MODEL, _params(), BATCH, max_new_tokens=3, stop_ids=(1,), temperature=temperature, top_p=top_p, rng=rng
             )
     assert module._generate._cache_size() == before + 1
-
-
-def test_sampling_follows_the_distribution_and_top_p_cuts_it() -> None:
-    logits = jnp.broadcast_to(jnp.log(jnp.asarray([0.1, 0.5, 0.15, 0.25])), (4000, 4))
-
-    def shares(temperature: float, top_p: float) -> np.ndarray:
-        tokens = sample_tokens(jax.random.key(0), logits, jnp.float32(temperature), jnp.float32(top_p))
-        return np.bincount(np.asarray(tokens), minlength=4) / 4000
-
-    np.testing.assert_allclose(shares(1.0, 1.0), [0.1, 0.5, 0.15, 0.25], atol=0.03)
-    np.testing.assert_allclose(shares(1.0, 0.6), [0.0, 2 / 3, 0.0, 1 / 3], atol=0.03)
-    squared = np.asarray([0.01, 0.25, 0.0225, 0.0625])
-    np.testing.assert_allclose(shares(0.5, 1.0), squared / squared.sum(), atol=0.03)
 
 
 @pytest.mark.parametrize(
