@@ -28,6 +28,7 @@ with epy.lazy_imports():
     from sttts_jax import api, paths
     from sttts_jax.data import video as videos
     from sttts_jax.evals import prose
+    from sttts_jax.infer import generate
     from sttts_jax.infer import model as models
     from sttts_jax.infer import scene as scenes
     from sttts_jax.report import look
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     _check(args)
     for video in args.video:
         videos.probe(video)
-    generation = scenes.GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
+    generation = generate.GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
     model = api.open_checkpoint(args.checkpoint, args.dtype)
     for question in args.question:
         if question != "-":
@@ -97,7 +98,7 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
 
 
 def _ask(
-    scene: scenes.Scene, question: str, generation: scenes.GenerationConfig, args: argparse.Namespace
+    scene: scenes.Scene, question: str, generation: generate.GenerationConfig, args: argparse.Namespace
 ) -> scenes.Answer:
     """Prints the answer as it comes, with its question where there are several."""
     if len(args.video) > 1:
@@ -144,7 +145,7 @@ def _facts(scene: scenes.Scene, answers: Sequence[scenes.Answer]) -> dict[str, A
     }
 
 
-def _record(model: models.Model, generation: scenes.GenerationConfig, asked: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(model: models.Model, generation: generate.GenerationConfig, asked: list[dict[str, Any]]) -> dict[str, Any]:
     checkpoint = model.checkpoint
     about = {"checkpoint": checkpoint.directory, "step": checkpoint.step, "method": checkpoint.pruning.method}
     return {**about, "generation": dataclasses.asdict(generation), "scenes": asked}

@@ -1,1 +1,1 @@
-"""Running a checkpoint: generation, benchmark tasks, results and the pages that show them."""
+"""Scores of a checkpoint: the questions of a benchmark, the harness that asks them, results and tables."""

@@ -3,6 +3,7 @@
 Several questions on one video share its prefill, and its part of the cache in every decode step.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,34 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.infer.decode import DecodeState, SamplerState, begin, go_on
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How to answer.
+
+    max_new_tokens  of an answer
+    temperature     0 takes the likeliest token; above, tokens are drawn
+    top_p           share in (0, 1] that the fewest tokens to draw from have together
+    seed            of the draws, and of methods that prune at random
+    style           of Molmo2's data, put before the question; "user_qa" leaves it as it is
+
+    Raises ValueError on a value out of range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    style: str = "user_qa"
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; ask for at least one token")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}; use 0 for greedy or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; use a share in (0, 1]")
 
 
 class QuestionTokens(NamedTuple):
@@ -65,14 +94,9 @@ def generate(
     `params` are its variables. `temperature` 0 is greedy; above, `rng` is needed and `top_p` keeps the smallest set of
     tokens with that much probability. Compiles once per shape; raises ValueError on a bad setting.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; ask for at least one token.")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; use 0 for greedy or a positive number.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; use a share in (0, 1].")
+    GenerationConfig(max_new_tokens, temperature, top_p)  # refuses what is out of range
     if temperature > 0 and rng is None:
-        raise ValueError("Sampling (temperature > 0) needs rng, a key from jax.random.key.")
+        raise ValueError("sampling (temperature > 0) needs rng, a key from jax.random.key")
     return _generate(
         model,
         max_new_tokens,

@@ -17,6 +17,7 @@ from sttts_jax.data.video import Video
 from sttts_jax.infer.checkpoint import Setting
 from sttts_jax.infer.decode import SamplerState
 from sttts_jax.infer.engine import CacheCapacity, Engine, Programs, ReadPrefix, TokenStream
+from sttts_jax.infer.generate import GenerationConfig
 from sttts_jax.pruning.budget import n_kept
 
 # Frames of the rows, up to the most that may be sampled: from 4 on, each step adds at most half.
@@ -25,34 +26,6 @@ LENGTH = 256  # row lengths are multiples of this, and windows of images
 QUESTION = 64  # lengths of questions are multiples of this
 
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationConfig:
-    """How to answer.
-
-    max_new_tokens  of an answer
-    temperature     0 takes the likeliest token; above, tokens are drawn
-    top_p           share in (0, 1] that the fewest tokens to draw from have together
-    seed            of the draws, and of methods that prune at random
-    style           of Molmo2's data, put before the question; "user_qa" leaves it as it is
-
-    Raises ValueError on a value out of range.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    style: str = "user_qa"
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; ask for at least one token")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; use 0 for greedy or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; use a share in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

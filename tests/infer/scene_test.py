@@ -19,9 +19,9 @@ from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, task_source
 from sttts_jax.evals.tasks import find_task
 from sttts_jax.infer.checkpoint import Checkpoint
-from sttts_jax.infer.generate import Generated, QuestionTokens, generate
+from sttts_jax.infer.generate import Generated, GenerationConfig, QuestionTokens, generate
 from sttts_jax.infer.model import Model
-from sttts_jax.infer.scene import Answer, GenerationConfig, Scene, question_tokens
+from sttts_jax.infer.scene import Answer, Scene, question_tokens
 from sttts_jax.mesh import make_mesh
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
