@@ -21,7 +21,7 @@ from typing import Any
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_positive
+from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -74,7 +74,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--question is empty; ask something, or give - to read questions from standard input")
     if "-" in args.question and (len(args.question) > 1 or len(args.video) > 1):
         raise ValueError("--question - goes with no other --question and with one --video")
-    check_positive(args, "max_frames", "max_new_tokens")
+    check_at_least_one(args, "max_frames", "max_new_tokens")
 
 
 def _scenes(model: models.Model, args: argparse.Namespace) -> Iterator[scenes.Scene]:

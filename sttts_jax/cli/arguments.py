@@ -35,7 +35,7 @@ def whole_numbers(text: str, flag: str) -> list[int]:
     return [int(word) for word in found]
 
 
-def check_positive(args: argparse.Namespace, *names: str) -> None:
+def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
     """Raises ValueError for a number below 1 under one of these names; None is left alone."""
     for name in names:
         value = getattr(args, name)

@@ -14,7 +14,7 @@ import sys
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_positive, whole_numbers, words
+from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one, whole_numbers, words
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -24,7 +24,7 @@ with epy.lazy_imports():
 def main(argv: list[str]) -> int:
     """Prints one table a task. Raises ValueError or FileNotFoundError with one sentence before anything is compiled."""
     args = _parser().parse_args(argv)
-    check_positive(args, "batch", "limit")
+    check_at_least_one(args, "batch", "limit")
     api.evaluate(
         words(args.workdir, "--workdir"),
         words(args.tasks, "--tasks"),
