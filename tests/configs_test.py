@@ -98,16 +98,16 @@ def test_the_numbers_of_the_paper(name: str) -> None:
 @pytest.mark.parametrize("k", ["0", "0.3", "0.5", "0.8"])
 def test_rows_hold_their_videos_and_little_more(frames: int, k: str) -> None:
     length = row_length(frames, k, 81)
-    needed = VIDEOS * (n_kept(frames, k) + FRAME_TEXT * frames + WORDS)
+    needed = VIDEOS * (n_kept(frames, k, 81) + FRAME_TEXT * frames + WORDS)
     assert length % 128 == 0 and needed <= length < 1.04 * needed + 128 + 2 * 81
     run = _run("molmo2_4b_stts", f"k={k},frames={frames}")
     assert run.data.row_length == length and run.data.row_shape.items >= VIDEOS
-    assert run.data.row_shape.kept >= VIDEOS * n_kept(frames, k)
+    assert run.data.row_shape.kept >= VIDEOS * n_kept(frames, k, 81)
 
 
 def test_64_frames_have_the_text_of_the_paper() -> None:
     assert FRAME_TEXT * 64 + WORDS == 2250
-    assert row_length(64, "0.5", 81) - 2 * (n_kept(64, "0.5") + 2250) < 256
+    assert row_length(64, "0.5", 81) - 2 * (n_kept(64, "0.5", 81) + 2250) < 256
 
 
 def test_several_shares_are_buckets_of_one_run() -> None:

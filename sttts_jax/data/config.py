@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sttts_jax.data.schema import POOL, RowShape
-from sttts_jax.pruning.budget import CELLS, as_fraction, n_kept
+from sttts_jax.pruning.budget import as_fraction, n_kept
 
 DEFAULT_DATA_DIR = "~/.cache/sttts_jax/data"
 SAMPLINGS = ("molmo2", "transformers")
@@ -37,7 +37,7 @@ class DataConfig:
     max_crops: int = 8  # tiles of an image, beside the global crop
     image_size: tuple[int, int] | int = 378
     grid: tuple[int, int] = (27, 27)  # patches of a frame; only images need it
-    cells: int = CELLS  # C, cells (LLM tokens before pruning) of a frame
+    cells: int = 81  # C, cells (LLM tokens before pruning) of a frame: 27 x 27 patches in windows of 3 x 3
     fraction: str = "0.5"  # k, share of a video's cells to remove, as a decimal in quotes
     frames_per_row: int = 16  # F, frames and crops
     items_per_row: int = 4  # V

@@ -142,7 +142,7 @@ class Vit(nn.Module):
                 raise ValueError("pruning.method='random' needs a random key; pass rng= to the model.")
             return baselines.random_scores(rng, rows, self.grid.cells)
         if method == "easy":
-            return baselines.easy_scores(scored, rows)
+            return baselines.easy_scores(scored)
         if method == "reference_tracking":
             return baselines.reference_tracking_scores(scored, rows, as_fraction(self.prune.drops))
         return jnp.zeros((*rows.item.shape, self.grid.cells), jnp.float32)

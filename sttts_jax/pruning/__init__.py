@@ -18,7 +18,7 @@ _HOME = {
     "n_kept": "budget",
     "row_capacity": "budget",
     "CellGrid": "cells",
-    "FrameRows": "rows",
+    "FrameRows": "frame_rows",
     "Scorer": "scorer",
     "soft_bias": "bias",
     "Kept": "select",

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.pruning.frame_rows import FrameRows
+from sttts_jax.pruning.frame_rows import CELL_AXES, FrameRows
 
 
 def neighbour_cosine(cells: jax.Array) -> jax.Array:
@@ -13,8 +13,8 @@ def neighbour_cosine(cells: jax.Array) -> jax.Array:
     The authors' code forms the full (F C) x (F C) similarity matrix and reads this diagonal of it.
     """
     x = cells.astype(jnp.float32)
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=(-2, -1)), 1e-24))
-    dot = jnp.sum(x[..., 1:, :, :, :] * x[..., :-1, :, :, :], axis=(-2, -1))
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=(-2, -1)), 1e-24))  # [..., F, C]
+    dot = jnp.sum(x[..., 1:, :, :, :] * x[..., :-1, :, :, :], axis=(-2, -1))  # [..., F - 1, C]
     return dot / (norm[..., 1:, :] * norm[..., :-1, :])
 
 
@@ -28,10 +28,17 @@ def temporal_loss(
     authors' code. `stop_gradient` keeps the loss from reaching the features (the authors let it). Sum and count are
     apart so that the mean is over the global batch.
     """
+    rows.check("logits", logits.shape, "C")
+    rows.check("cells", cells.shape, CELL_AXES)
+    if logits.shape[-1] != cells.shape[-3]:
+        raise ValueError(
+            f"logits score {logits.shape[-1]} cells a frame, but cells of shape {cells.shape} hold {cells.shape[-3]}; "
+            "give the cells that the scorer read"
+        )
     if logits.shape[-2] < 2:
         return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
-    cosine = neighbour_cosine(jax.lax.stop_gradient(cells) if stop_gradient else cells)
-    counted = rows.video if across_items else rows.video & ~rows.first
-    weight = jnp.broadcast_to(counted[..., 1:, None], cosine.shape).astype(jnp.float32)
-    error = jax.nn.sigmoid(logits[..., 1:, :]) - (1 - cosine)
+    cosine = neighbour_cosine(jax.lax.stop_gradient(cells) if stop_gradient else cells)  # [..., F - 1, C]
+    counted = rows.video if across_items else rows.video & ~rows.first  # [..., F]
+    weight = jnp.broadcast_to(counted[..., 1:, None], cosine.shape).astype(jnp.float32)  # [..., F - 1, C]
+    error = jax.nn.sigmoid(logits[..., 1:, :]) - (1 - cosine)  # [..., F - 1, C]
     return jnp.sum(weight * error * error), jnp.sum(weight)

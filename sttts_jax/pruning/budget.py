@@ -8,8 +8,6 @@ the data packer all call them.
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-CELLS = 81  # 9 x 9 cells of 3 x 3 patches: a 27 x 27 SigLIP2 frame
-
 
 def as_fraction(k: str | int | float | Fraction) -> Fraction:
     """The removed share as an exact number: 0.3 means 3/10, although the float 0.3 is a little less.
@@ -27,8 +25,8 @@ def as_fraction(k: str | int | float | Fraction) -> Fraction:
     return value
 
 
-def n_drop(frames: int, k: str | float | Fraction, cells: int = CELLS) -> int:
-    """Cells removed from a video of `frames` frames: floor(cells * k * frames), but never one of the first frame.
+def n_drop(frames: int, k: str | float | Fraction, cells: int) -> int:
+    """Cells removed from a video of `frames` frames of `cells` cells: floor(cells * k * frames), never of the first.
 
     Beyond k = (T - 1) / T the paper's code begins to drop the first frame; here k is clamped there.
     """
@@ -38,12 +36,12 @@ def n_drop(frames: int, k: str | float | Fraction, cells: int = CELLS) -> int:
     return min(cells * frames * share.numerator // share.denominator, cells * (frames - 1))
 
 
-def n_kept(frames: int, k: str | float | Fraction, cells: int = CELLS) -> int:
-    """Cells of a video that survive: the number of its tokens in the LLM."""
+def n_kept(frames: int, k: str | float | Fraction, cells: int) -> int:
+    """Cells that survive of a video of `frames` frames of `cells` cells: the number of its tokens in the LLM."""
     return cells * max(frames, 0) - n_drop(frames, k, cells)
 
 
-def row_capacity(frames: int, k: str | float | Fraction, cells: int = CELLS, items: int = 1) -> int:
+def row_capacity(frames: int, k: str | float | Fraction, cells: int, items: int = 1) -> int:
     """The most cells that up to `items` videos sharing `frames` frames can keep: the static K of a row.
 
     A lone frame drops nothing and each floor drops less than one cell too few, so many short videos keep more than one

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+CELL_AXES = "C, W, D"  # what follows [..., F] in the shape of cells
+
 
 class FrameRows(NamedTuple):
     """The frames of packed rows. Items are contiguous and numbered in order; -1 is a padding frame.
@@ -17,6 +19,22 @@ class FrameRows(NamedTuple):
 
     item: jax.Array
     prunable: jax.Array
+
+    def check(self, name: str, shape: tuple[int, ...], axes: str) -> None:
+        """Raises ValueError unless `shape`, that of the array called `name`, is [..., F] of these rows and then `axes`.
+
+        Shapes are static, so under `jax.jit` this speaks at trace time and costs nothing at run time.
+        """
+        rows, prunable = self.item.shape, self.prunable.shape
+        if rows != prunable:
+            raise ValueError(f"rows.item has shape {rows} but rows.prunable {prunable}; give one value a frame in both")
+        if shape[: len(rows)] == rows and len(shape) == len(rows) + len(axes.split(", ")):
+            return
+        wanted = f"({', '.join(map(str, rows))}, {axes})"
+        mend = "give both the same rows and frames"
+        if axes == CELL_AXES and len(shape) == len(rows) + 2:
+            mend = "put patches [..., F, N, D] into cells first, with CellGrid.to_cells"
+        raise ValueError(f"{name} has shape {shape}, but rows of shape {rows} need {wanted}; {mend}")
 
     @property
     def valid(self) -> jax.Array:

@@ -28,10 +28,18 @@ def select_cells(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacit
     """Keeps the n_kept(T) best cells of every video and all cells of everything else.
 
     scores float32 [..., F, C], higher is better, any scale; NaN ranks last; ties break by position, earlier cells
-    first. A first frame is never dropped. `capacity` K must hold the survivors of a row (see `budget.row_capacity`; the
-    packer guarantees it).
+    first. A first frame is never dropped. `capacity` K must hold the survivors of every row: `budget.row_capacity`
+    says how many they can be. What a row holds is known on the device alone, so only a capacity that is too small for
+    any full row of videos, n_kept(F), raises ValueError here; beyond it the tail of the stream would be cut.
     """
-    lead, cells = scores.shape[:-2], scores.shape[-1]
+    rows.check("scores", scores.shape, "C")
+    lead, (frames, cells) = scores.shape[:-2], scores.shape[-2:]
+    least = n_kept(frames, fraction, cells)
+    if capacity < least:
+        raise ValueError(
+            f"capacity={capacity} would cut survivors: a row of {frames} frames of {cells} cells keeps {least} or more "
+            f"at fraction={fraction}; take row_capacity({frames}, fraction, {cells}, items)"
+        )
     best = jnp.where(rows.first[..., None], jnp.inf, jnp.where(jnp.isnan(scores), -jnp.inf, scores.astype(jnp.float32)))
     kept = _n_kept_of_item(rows, fraction, cells)
     one = _select_row
@@ -43,23 +51,24 @@ def select_cells(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacit
 def _n_kept_of_item(rows: FrameRows, fraction: Fraction, cells: int) -> jax.Array:
     """int32 [..., F]: survivors of the item that each frame belongs to, by the host's own table: both always agree."""
     frames = rows.item.shape[-1]
-    size = jnp.sum((rows.item[..., :, None] == rows.item[..., None, :]) & rows.valid[..., None, :], axis=-1)
-    table = np.array([n_kept(t, fraction, cells) for t in range(frames + 1)], np.int32)
+    size = jnp.sum((rows.item[..., :, None] == rows.item[..., None, :]) & rows.valid[..., None, :], axis=-1)  # [..., F]
+    table = np.array([n_kept(t, fraction, cells) for t in range(frames + 1)], np.int32)  # [F + 1]
     return jnp.where(rows.video, jnp.asarray(table)[size], jnp.where(rows.valid, size * cells, 0)).astype(jnp.int32)
 
 
 def _select_row(best: jax.Array, rows: FrameRows, kept: jax.Array, capacity: int) -> Kept:
+    """best [F, C], rows [F], kept int32 [F]: survivors of the item of each frame."""
     frames, cells = best.shape
     total = frames * cells
-    ids = jnp.arange(total, dtype=jnp.int32)
-    item = jnp.repeat(jnp.where(rows.valid, rows.item, frames).astype(jnp.int32), cells)
+    ids = jnp.arange(total, dtype=jnp.int32)  # [R]
+    item = jnp.repeat(jnp.where(rows.valid, rows.item, frames).astype(jnp.int32), cells)  # [R], F: padding
     # Sorted by item, then by falling score, then by position: an item's survivors are the head of its own stretch.
-    item, _, order = jax.lax.sort((item, -best.reshape(-1), ids), num_keys=2, is_stable=True)
-    start = jax.lax.cummax(jnp.where(jnp.diff(item, prepend=-1) != 0, ids, 0))
-    alive = (item < frames) & (ids - start < jnp.repeat(kept, cells)[order])
-    mask = jax.lax.sort((order, alive.astype(jnp.int32)), num_keys=1)[1].astype(bool)
-    stream = jnp.sort(jnp.where(mask, ids, total))
+    item, _, order = jax.lax.sort((item, -best.reshape(-1), ids), num_keys=2, is_stable=True)  # [R] each
+    start = jax.lax.cummax(jnp.where(jnp.diff(item, prepend=-1) != 0, ids, 0))  # [R], where its item's stretch begins
+    alive = (item < frames) & (ids - start < jnp.repeat(kept, cells)[order])  # [R], in the sorted order
+    mask = jax.lax.sort((order, alive.astype(jnp.int32)), num_keys=1)[1].astype(bool)  # [R], in the order of cells
+    stream = jnp.sort(jnp.where(mask, ids, total))  # [R], survivors first; cut or padded to [K]:
     stream = stream[:capacity] if capacity <= total else jnp.pad(stream, (0, capacity - total), constant_values=total)
-    place = jnp.cumsum(mask, dtype=jnp.int32) - 1
-    inverse = jnp.where(mask & (place < capacity), place, capacity)
+    place = jnp.cumsum(mask, dtype=jnp.int32) - 1  # [R]
+    inverse = jnp.where(mask & (place < capacity), place, capacity)  # [R]
     return Kept(mask.reshape(frames, cells), stream, inverse)

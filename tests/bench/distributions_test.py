@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sttts_jax.bench.distributions import DISTRIBUTIONS, file_scores, make_scores
 from sttts_jax.bench.scopes import Shapes
 from sttts_jax.models.presets import preset
-from sttts_jax.pruning.budget import CELLS, n_kept
+from sttts_jax.pruning.budget import n_kept
 
 SHAPES = Shapes(preset("molmo2-4b").vit, frames=16, batch=2, dtype=jnp.float32)
+CELLS = 81
 KS = [Fraction(k) for k in ("0.3", "0.4", "0.5", "0.7")]
 
 
@@ -37,7 +38,7 @@ def test_scores_follow_the_seed(name: str) -> None:
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_survivors_meet_the_budget_and_the_first_frame_is_whole(name: str, k: Fraction) -> None:
     counts = _counts(name, k)
-    assert (counts.sum(axis=1) == n_kept(16, k)).all()
+    assert (counts.sum(axis=1) == n_kept(16, k, CELLS)).all()
     assert (counts[:, 0] == CELLS).all()
 
 
@@ -52,7 +53,7 @@ def test_adversarial_keeps_more_than_half_of_every_frame_it_reaches(k: Fraction)
 @pytest.mark.parametrize("k", KS, ids=str)
 def test_bursty_has_frames_at_nine_tenths_and_the_rest_even(k: Fraction) -> None:
     counts = _counts("bursty", k)[:, 1:]
-    most = (n_kept(16, k) - CELLS) // 73
+    most = (n_kept(16, k, CELLS) - CELLS) // 73
     assert ((counts == 73).sum(axis=1) == min(8, most)).all()
     for row in counts:
         rest = row[row != 73]

@@ -90,3 +90,22 @@ def test_rows_without_a_second_frame_count_nothing(items: list) -> None:
 def test_a_row_of_one_frame() -> None:
     total, count = temporal_loss(jnp.zeros((1, 1, CELLS)), jnp.asarray(X[:1, :1]), frame_rows([("video", 1)], frames=1))
     assert total == 0 and count == 0
+
+
+@pytest.mark.parametrize(
+    ("logits", "x", "sentence"),
+    [
+        (LOGITS[0], X, r"logits has shape \(6, 4\), but rows of shape \(2, 6\) need \(2, 6, C\)"),
+        (LOGITS[:, 1:], X, r"logits has shape \(2, 5, 4\).*give both the same rows and frames"),
+        (LOGITS, X[:, 1:], r"cells has shape \(2, 5, 4, 3, 5\).*need \(2, 6, C, W, D\); give both the same rows"),
+        (LOGITS, X.reshape(2, FRAMES, -1, WIDTH), r"cells has shape .*; put patches \[..., F, N, D\] into cells first"),
+        (
+            LOGITS[..., :3],
+            X,
+            r"logits score 3 cells a frame, but cells of shape .* hold 4; give the cells that the scorer",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(logits: np.ndarray, x: np.ndarray, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(lambda z, x: temporal_loss(z, x, ROWS), logits, x)

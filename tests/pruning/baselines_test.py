@@ -83,7 +83,7 @@ def _slow_tracking(film: np.ndarray, fraction: str) -> tuple[np.ndarray, int]:
 def _program(method: str, fraction: str):
     def keep(x: jax.Array, rng: jax.Array) -> jax.Array:
         scores = {
-            "easy": lambda: baselines.easy_scores(x, ROWS),
+            "easy": lambda: baselines.easy_scores(x),
             "reference_tracking": lambda: baselines.reference_tracking_scores(x, ROWS, as_fraction(fraction)),
             "random": lambda: baselines.random_scores(rng, ROWS, CELLS),
         }[method]()
@@ -149,3 +149,9 @@ def test_random_follows_its_key_and_is_fair() -> None:
     assert len({m.tobytes() for m in masks}) > 190
     # 24 of the 42 cells after the first frame go, every one as often.
     np.testing.assert_allclose(masks[:, 1:].mean(axis=0), 18 / 42, atol=0.15)
+
+
+def test_patches_that_are_not_in_cells_are_refused() -> None:
+    patches = FILMS[0.3].reshape(len(MIXES), FRAMES, CELLS * WINDOW, WIDTH)
+    with pytest.raises(ValueError, match="put patches .* into cells first, with CellGrid.to_cells"):
+        baselines.reference_tracking_scores(patches, ROWS, as_fraction("0.5"))

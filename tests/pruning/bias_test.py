@@ -72,6 +72,18 @@ def test_unknown_form_is_refused() -> None:
         soft_bias(jnp.asarray(LOGITS), ROWS, GRID, "softmax")
 
 
+@pytest.mark.parametrize("grid", [CellGrid((6, 6), (3, 3)), CellGrid((8, 8), (2, 2))])
+def test_a_grid_of_other_cells_is_refused(grid: CellGrid) -> None:
+    with pytest.raises(ValueError, match=f"logits score 9 cells a frame, .* has {grid.cells}; give the CellGrid"):
+        soft_bias(jnp.asarray(LOGITS), ROWS, grid)
+
+
+@pytest.mark.parametrize("logits", [LOGITS[0], LOGITS[:, 1:], LOGITS[..., None]])
+def test_logits_of_other_rows_are_refused(logits: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"logits has shape .* need \(2, 5, C\); give both the same rows and frames"):
+        soft_bias(jnp.asarray(logits), ROWS, GRID)
+
+
 def _qkv(seed: int = 1) -> tuple[jax.Array, jax.Array]:
     rng = np.random.default_rng(seed)
     shape = (2, FRAMES, CELLS, GRID.window)

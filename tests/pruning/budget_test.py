@@ -1,7 +1,7 @@
 """The budget: exact for decimals, clamped, and the capacity of a row is the true maximum."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import pytest
@@ -16,11 +16,11 @@ decimals = st.integers(0, 9999).map(lambda n: Fraction(n, 10_000))
 @pytest.mark.parametrize("k", [0.3, "0.3", "0.30", Fraction(3, 10)])
 def test_a_decimal_is_what_it_says(k: object) -> None:
     assert as_fraction(k) == Fraction(3, 10)  # type: ignore[arg-type]
-    assert n_drop(10, k) == 243  # type: ignore[arg-type]
+    assert n_drop(10, k, 81) == 243  # type: ignore[arg-type]
 
 
 def test_floats_do_not_round_it_down() -> None:
-    assert n_drop(30, 0.7) == 1701
+    assert n_drop(30, 0.7, 81) == 1701
     assert int(81 * 0.7 * 30) == 1700  # what float64 gives
 
 
@@ -43,8 +43,8 @@ def test_floats_do_not_round_it_down() -> None:
     ],
 )
 def test_dropped(frames: int, k: str, dropped: int) -> None:
-    assert n_drop(frames, k) == dropped
-    assert n_kept(frames, k) == 81 * frames - dropped
+    assert n_drop(frames, k, 81) == dropped
+    assert n_kept(frames, k, 81) == 81 * frames - dropped
 
 
 @given(st.integers(1, 300), decimals, st.integers(1, 100))
@@ -85,4 +85,11 @@ def test_shares_out_of_range_are_refused(k: object) -> None:
 @pytest.mark.parametrize(("frames", "items"), [(0, 1), (4, 0), (-1, 1)])
 def test_empty_rows_are_refused(frames: int, items: int) -> None:
     with pytest.raises(ValueError, match="at least 1 frame and 1 item"):
-        row_capacity(frames, "0.5", items=items)
+        row_capacity(frames, "0.5", 81, items=items)
+
+
+@pytest.mark.parametrize("function", [n_drop, n_kept, row_capacity])
+def test_the_cells_of_a_frame_are_asked_for(function: Callable) -> None:
+    """No model's grid is a default: another ViT would get the wrong shapes without a word."""
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'cells'"):
+        function(8, "0.5")

@@ -1,10 +1,13 @@
 """The scorer: what it computes, what it sees, and where its items begin."""
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sttts_jax.pruning.scorer import Scorer
 from tests.pruning.cases import frame_rows, quick_jit
@@ -91,3 +94,66 @@ def test_initial_spread() -> None:
         np.testing.assert_allclose(part["kernel"].std(), 0.02, rtol=0.05)
     biases = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "bias"]
     assert len(biases) == 7 and not any(b.any() for b in biases)
+
+
+@pytest.mark.parametrize("rows", [ROWS, frame_rows([("video", 5)], frames=FRAMES)])
+def test_patches_that_are_not_in_cells_are_refused(rows) -> None:
+    patches = X.reshape(*X.shape[:2], CELLS * WINDOW, WIDTH)
+    with pytest.raises(
+        ValueError, match=r"cells has shape \(2, 5, 16, 8\).* need .*C, W, D\); put patches .* into cells"
+    ):
+        jax.eval_shape(SCORER.init, jax.random.key(0), patches, rows)
+
+
+def _loss(apply, x: jax.Array):
+    return lambda params: jnp.sum(jnp.sin(apply(params, x, ROWS)))
+
+
+def test_plain_arrays_are_the_same_parameters() -> None:
+    boxed = SCORER.init(jax.random.key(0), X, ROWS)
+    plain = SCORER.clone(partitioned=False).init(jax.random.key(0), X, ROWS)
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+    assert len(boxes) == 14 and all(isinstance(box, nn.LogicallyPartitioned) for box in boxes)
+    jax.tree.map(np.testing.assert_array_equal, nn.unbox(boxed), plain)
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_mesh_of_the_users_own(partitioned: bool) -> None:
+    """Axes that no rule of ours knows: Linen leaves the names of the boxes alone, and the result is that of no mesh."""
+    scorer = SCORER.clone(partitioned=partitioned)
+    alone = jax.jit(scorer.init)(jax.random.key(0), X, ROWS)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("x", None, "y")))
+        params = jax.jit(scorer.init)(jax.random.key(0), x, ROWS)
+        value, grads = jax.jit(jax.value_and_grad(_loss(scorer.apply, x)))(params)
+    want, want_grads = jax.value_and_grad(_loss(scorer.apply, X))(alone)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), grads, want_grads)
+
+
+@pytest.mark.parametrize("axes", [None, ("x", "y")])
+def test_inside_an_nnx_model(axes: tuple[str, str] | None) -> None:
+    """Initial parameters, logits and gradients are Linen's, without a mesh and under one with the user's own axes."""
+    nnx = pytest.importorskip("flax.nnx", exc_type=Exception)
+    scorer = SCORER.clone(partitioned=False)
+    mesh = jax.make_mesh((2, 4), axes, axis_types=(AxisType.Auto,) * 2) if axes else None
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        model = nnx.bridge.lazy_init(nnx.bridge.ToNNX(scorer, rngs=nnx.Rngs(0)), X, ROWS)
+        value, grads = nnx.value_and_grad(lambda model: jnp.sum(jnp.sin(model(X, ROWS))))(model)
+    params = {"params": _arrays(nnx.state(model, nnx.Param))}
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, scorer.init(jax.random.key(0), X, ROWS))
+    want, want_grads = jax.value_and_grad(_loss(scorer.apply, X))(params)
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), {"params": _arrays(grads)}, want_grads
+    )
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext(), pytest.raises(ValueError, match="mesh"):
+        nnx.bridge.lazy_init(nnx.bridge.ToNNX(SCORER, rngs=nnx.Rngs(0)), X, ROWS)
+
+
+def _arrays(state) -> dict:
+    """An NNX state as the nested dict of arrays that Linen has."""
+    from flax import nnx
+
+    return nnx.to_pure_dict(state)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttts_jax.pruning.budget import as_fraction, n_drop
+from sttts_jax.pruning.budget import as_fraction, n_drop, n_kept, row_capacity
 from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.select import Kept, select_cells
 from tests.pruning.cases import Item, frame_rows, kept_of, quick_jit, scores_like, spans
@@ -105,7 +105,7 @@ def _check_maps(kept: Kept, capacity: int) -> None:
     np.testing.assert_array_equal(kept.inverse, inverse)
 
 
-@pytest.mark.parametrize("capacity", [11, 12, 17, TOTAL, TOTAL + 5])
+@pytest.mark.parametrize("capacity", [12, 13, 17, TOTAL, TOTAL + 5])
 def test_any_capacity_that_holds_the_row(capacity: int) -> None:
     items = (("video", 3), ("video", 2))  # 6 + 4 survivors
     kept = _run(scores_like("uniform", FRAMES, CELLS), items, as_fraction("0.5"), capacity)
@@ -113,11 +113,36 @@ def test_any_capacity_that_holds_the_row(capacity: int) -> None:
     _check_maps(kept, capacity)
 
 
-def test_a_capacity_too_small_cuts_the_tail_of_the_stream_consistently() -> None:
-    kept = _run(scores_like("uniform", FRAMES, CELLS), (("video", 6),), as_fraction("0.5"), 7)
+def test_a_capacity_too_small_for_the_items_of_a_row_cuts_the_tail_of_the_stream_consistently() -> None:
+    """Only the device knows the items: one video of 6 frames would have kept 12, these keep 16."""
+    items = (("video", 1), ("video", 1), ("video", 4))
+    kept = _run(scores_like("uniform", FRAMES, CELLS), items, as_fraction("0.5"), 12)
     alive = np.flatnonzero(kept.mask.reshape(-1))
-    np.testing.assert_array_equal(kept.ids, alive[:7])
-    assert set(np.flatnonzero(kept.inverse < 7)) == set(alive[:7])
+    assert len(alive) == 16
+    np.testing.assert_array_equal(kept.ids, alive[:12])
+    assert set(np.flatnonzero(kept.inverse < 12)) == set(alive[:12])
+
+
+@pytest.mark.parametrize("capacity", [0, 7, 11])
+def test_a_capacity_too_small_for_any_full_row_is_refused(capacity: int) -> None:
+    with pytest.raises(ValueError, match=rf"capacity={capacity} would cut .* keeps 12 or more at fraction=1/2; take"):
+        _run(scores_like("uniform", FRAMES, CELLS), (("video", 6),), as_fraction("0.5"), capacity)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.sampled_from(FRACTIONS), st.integers(1, 12))
+def test_no_full_row_keeps_less_than_one_video(frames: int, items: int, fraction: Fraction, cells: int) -> None:
+    """So a capacity that is refused could hold no full row, and what `row_capacity` gives is never refused."""
+    least = n_kept(frames, fraction, cells)
+    assert least <= row_capacity(frames, fraction, cells, items)
+    for cut in range(1, frames):
+        assert least <= n_kept(cut, fraction, cells) + n_kept(frames - cut, fraction, cells)
+
+
+@pytest.mark.parametrize("shape", [(FRAMES, CELLS), (1, FRAMES - 1, CELLS), (2, FRAMES, CELLS), (1, FRAMES, CELLS, 1)])
+def test_scores_of_other_rows_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"scores has shape .* rows of shape \(1, 6\) need \(1, 6, C\); give both"):
+        _select(as_fraction("0.5"), TOTAL)(np.zeros(shape, np.float32), frame_rows([("video", 6)], frames=FRAMES))
 
 
 def test_beyond_the_largest_share_only_first_frames_live() -> None:
