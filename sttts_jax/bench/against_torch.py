@@ -18,8 +18,8 @@ from rich.table import Table
 from sttts_jax.bench.record import place, versions
 from sttts_jax.bench.timing import Compiled, Group, Program, Trial, interleave, quartiles
 from sttts_jax.bench.torch_reference import TorchMolmo2, TorchRow, import_torch, share
+from sttts_jax.convert.piece import tensors_of
 from sttts_jax.convert.table import pieces
-from sttts_jax.convert.tree import tensors_of
 from sttts_jax.models import flops
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.connector import Connector

@@ -14,46 +14,58 @@ tensor at a time. Only safetensors and JSON are read.
 """
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from sttts_jax.cli.main import run
 
 KINDS = ("hf", "orbax")
-NAMES = ("hub", "native", "training")
-DTYPES = ("float32", "bfloat16")
-IMPORT_ONLY = ("vision", "llm", "scorer", "tokenizer", "seed")
-EXPORT_ONLY = ("names", "shard_gb")
+BOTH = ("dtype", "dry_run")
+FROM_HF = ("vision", "llm", "scorer", "tokenizer", "seed")
+TO_HF = ("names", "shard_gb")
 
 
 def main(argv: list[str]) -> int:
     """Converts. Raises ValueError or FileNotFoundError with one sentence, before anything is written."""
     args = _parser().parse_args(argv)
-    target_kind, target = _place("--to", args.to)
-    others = IMPORT_ONLY if target_kind == "hf" else EXPORT_ONLY
-    given = next((name for name in others if getattr(args, name) is not None), None)
-    if given is not None:
-        raise ValueError(f"--{given} has no meaning for --to {target_kind}:DIR; leave it out")
+    kind, target = _place("--to", args.to)
+    _refuse(args, FROM_HF if kind == "hf" else TO_HF, kind)
     # Host work: an accelerator may be busy with the training whose checkpoint this is.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    with _unwound_by_sigterm():
-        if target_kind == "hf":
-            from sttts_jax.convert.to_hf import export_checkpoint
+    if kind == "hf":
+        from sttts_jax.convert.to_hf import convert_to_hf
 
-            source = _only("--from", args.source, "orbax")
-            shard_gb = 5.0 if args.shard_gb is None else args.shard_gb
-            report = export_checkpoint(source, target, args.names or "", args.dtype or "", shard_gb, args.dry_run)
-        else:
-            from sttts_jax.convert.from_hf import Wanted, import_checkpoint
+        print(convert_to_hf(_only("--from", args.source, "orbax"), target, **_given(args, TO_HF)))
+    else:
+        source, options = _sources(args), _given(args, FROM_HF)
+        from sttts_jax.convert.from_hf import convert_from_hf
 
-            wanted = Wanted(args.scorer or "", args.tokenizer or "", args.dtype or "", args.seed or 0)
-            report = import_checkpoint(_sources(args), target, wanted, args.dry_run)
-    print(report)
+        print(convert_from_hf(source, target, **options))
     return 0
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], kind: str) -> None:
+    given = next((name for name in names if getattr(args, name) is not None), None)
+    if given is not None:
+        raise ValueError(f"--{given} has no meaning for --to {kind}:DIR; leave it out")
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of these names, and of both directions, that stand in the command."""
+    found = {name: getattr(args, name) for name in (*names, *BOTH)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _sources(args: argparse.Namespace) -> str | None:
+    """The directory of --from; None with --vision and --llm, which become directories in `args`."""
+    if args.vision is None and args.llm is None:
+        return _only("--from", args.source, "hf")
+    if args.source is not None or args.vision is None or args.llm is None:
+        raise ValueError("give either --from hf:DIR, or both --vision hf:DIR and --llm hf:DIR")
+    args.vision, args.llm = _only("--vision", args.vision, "hf"), _only("--llm", args.llm, "hf")
+    return None
 
 
 def _place(name: str, text: str | None) -> tuple[str, str]:
@@ -73,35 +85,6 @@ def _only(name: str, text: str | None, wanted: str) -> str:
     return directory
 
 
-def _sources(args: argparse.Namespace) -> tuple[str, ...]:
-    """(DIR,) of a whole model, (VISION, LLM) of parts."""
-    parts = [name for name in ("vision", "llm") if getattr(args, name) is not None]
-    if not parts:
-        return (_only("--from", args.source, "hf"),)
-    if args.source is not None or len(parts) == 1:
-        raise ValueError("give either --from hf:DIR, or both --vision hf:DIR and --llm hf:DIR")
-    return tuple(_only(f"--{name}", getattr(args, name), "hf") for name in parts)
-
-
-@contextlib.contextmanager
-def _unwound_by_sigterm() -> Iterator[None]:
-    """A SIGTERM ends the process by way of its `finally` blocks, which remove what is half written."""
-
-    def stop(number: int, frame: Any) -> None:
-        del number, frame
-        raise SystemExit(143)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sttts-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--from", dest="source", metavar="KIND:DIR", help="hf:DIR, or orbax:DIR (a run, a converted one, a step)")
     add("--to", required=True, metavar="KIND:DIR", help="orbax:DIR or hf:DIR; must not exist, or be empty")
-    add("--dtype", choices=DTYPES, help="of all tensors (default: as stored)")
+    add("--dtype", metavar="float32|bfloat16", help="of all tensors (default: as stored)")
     add("--dry_run", action="store_true", help="check everything, write nothing")
     group = parser.add_argument_group("to Orbax")
     group.add_argument("--vision", metavar="hf:DIR", help="instead of --from: a SigLIP 2 of fixed image size, and")
@@ -120,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--tokenizer", metavar="DIR", help="with a tokenizer.json (default: that of the source)")
     group.add_argument("--seed", type=int, help="of what is fresh (default: 0)")
     group = parser.add_argument_group("to Hugging Face")
-    group.add_argument("--names", choices=NAMES, help="of the tensors (default: as the source's config.json, or hub)")
+    group.add_argument(
+        "--names", metavar="hub|native|training", help="of the tensors (default: as the source's config.json, or hub)"
+    )
     group.add_argument("--shard_gb", type=float, metavar="GB", help="size of a file at most (default: 5)")
     return parser
 

@@ -1,10 +1,14 @@
-"""What both directions of `convert` share: room on the disk, side files, the summary."""
+"""The directory that a conversion writes: that it is free and has room, that it appears whole or not at all, and the
+side files (configs, tokenizer, templates) that go along byte for byte.
+"""
 
+import contextlib
 import os
-import resource
 import shutil
-import sys
-import time
+import signal
+import uuid
+from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -13,23 +17,74 @@ from sttts_jax.paths import PathLike, as_path, is_local
 
 SIDE_SUFFIXES = (".json", ".txt", ".jinja")
 CONFIG = "config.json"
+SLACK = 2**24  # bytes of side files and of what the file system needs itself
 
 
-def check_target(target: PathLike, nbytes: int) -> None:
-    """Raises ValueError when the target is remote, or exists and is not empty, or has no room for so many bytes."""
+def check_target(target: PathLike) -> None:
+    """Raises ValueError when the target is remote, or exists and is not empty."""
     place = as_path(target)
     if not is_local(place):
         raise ValueError(f"{place} is remote, where a directory cannot be renamed; write to a local one and copy it")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ValueError(f"{place} exists already; name a directory that does not, or empty it")
+
+
+def check_room(target: PathLike, nbytes: int) -> None:
+    """Raises ValueError when the target's disk has no room for so many bytes."""
+    place = as_path(target)
     there = place
     while not there.exists():
         there = there.parent
-    free, needed = shutil.disk_usage(os.fspath(there)).free, int(1.01 * nbytes) + 2**24
+    free, needed = shutil.disk_usage(os.fspath(there)).free, int(1.01 * nbytes) + SLACK
     if needed > free:
         raise ValueError(
-            f"{place} needs {_size(needed)}, but its disk has {_size(free)} left; free some, or name a place elsewhere"
+            f"{place} needs {size_text(needed)}, but its disk has {size_text(free)} left; free some, or name a place "
+            "elsewhere"
         )
+
+
+@contextlib.contextmanager
+def whole_directory(path: PathLike) -> Iterator[epath.Path]:
+    """A temporary neighbour to write into, renamed to `path` when the block ends, removed when it raises.
+
+    A SIGTERM that would end the process on the spot ends it by way of this removal. Raises as `check_target`.
+    """
+    check_target(path)
+    target = as_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    with _unwound_by_sigterm():
+        temporary.mkdir()
+        try:
+            yield temporary
+            if target.exists():
+                target.rmdir()
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """A SIGTERM that nobody handles raises SystemExit meanwhile; a handler of the caller's stays."""
+
+    def stop(number: int, frame: Any) -> None:
+        del number, frame
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    try:
+        signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def side_files(folder: epath.Path) -> list[epath.Path]:
@@ -46,28 +101,6 @@ def copy_files(files: list[epath.Path], folder: epath.Path) -> None:
         (folder / file.name).write_bytes(file.read_bytes())
 
 
-class Summary:
-    """The line at the end; the clock starts when it is made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def text(self, tensors: int, parameters: int, nbytes: int, target: PathLike, dry_run: bool) -> str:
-        """What was converted, or would be."""
-        what = f"{tensors:,} tensors, {parameters:,} parameters, {_size(nbytes)}"
-        if dry_run:
-            return f"{what}: everything fits; nothing was written to {target}"
-        seconds = time.perf_counter() - self._start
-        return f"{what} -> {target} in {seconds:.1f} s; peak memory of the process {_size(peak_bytes())}"
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had. On Linux since it began: rusage there counts its parent's as well."""
-    status = epath.Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _size(nbytes: int) -> str:
+def size_text(nbytes: int) -> str:
+    """As people write it."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

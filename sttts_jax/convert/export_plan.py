@@ -18,8 +18,9 @@ import tensorstore as ts
 
 from sttts_jax.ckpt.restore import PARAMS, TreeMismatch, read_tree
 from sttts_jax.ckpt.slices import CHUNK_BYTES, fine_leaf, open_leaf, read_slice
-from sttts_jax.convert.fresh import SCORER_LEAVES
-from sttts_jax.convert.import_plan import DTYPES, is_table, row_blocks
+from sttts_jax.convert.fresh_params import SCORER_LEAVES
+from sttts_jax.convert.import_plan import as_dtype, is_table, row_blocks
+from sttts_jax.convert.piece import Piece, leaf_shapes, tensor_shapes
 from sttts_jax.convert.safetensors_files import (
     SHARD_BYTES,
     TensorSpec,
@@ -29,8 +30,7 @@ from sttts_jax.convert.safetensors_files import (
     write_shards,
 )
 from sttts_jax.convert.scorer import SCORER_FILE
-from sttts_jax.convert.table import Piece, Style, pieces, scorer_pieces, tensor_shapes
-from sttts_jax.convert.tree import leaf_shapes
+from sttts_jax.convert.table import Style, pieces, scorer_pieces
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import A, B, factor_index, factor_names, merged_leaf
 from sttts_jax.paths import PathLike, as_path
@@ -51,6 +51,11 @@ class ExportPlan:
     lora: float
 
     @property
+    def tensors(self) -> int:
+        """Tensors that are written."""
+        return len(self.model) + len(self.scorer)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
         return sum(spec.nbytes for spec in (*self.model, *self.scorer))
@@ -61,14 +66,14 @@ class ExportPlan:
         return sum(math.prod(piece.shape) for piece in self.pieces if not piece.copy)
 
 
-def plan_export(step_path: PathLike, cfg: VlmConfig, style: Style, dtype: str = "") -> ExportPlan:
+def plan_export(step_path: PathLike, cfg: VlmConfig, style: Style, dtype: str | None = None) -> ExportPlan:
     """What a step directory with a model of sizes `cfg` becomes.
 
     LoRA is merged into its projections. A scorer goes among the other tensors of the "training" style, which has names
-    for it, and else into a file of its own. dtype: of all tensors, "" as stored. Raises TreeMismatch with a table when
-    the step holds another model.
+    for it, and else into a file of its own. dtype: of all tensors, "float32" or "bfloat16", None as stored.
+    Raises TreeMismatch with a table when the step holds another model, ValueError for an unknown dtype.
     """
-    step = as_path(step_path)
+    step, cast = as_path(step_path), as_dtype(dtype)
     tree = named_leaves(read_tree(step, PARAMS))
     factors = {name: leaf for name, leaf in tree.items() if name.endswith((A, B))}
     saved = {name: leaf for name, leaf in tree.items() if name not in factors}
@@ -82,7 +87,7 @@ def plan_export(step_path: PathLike, cfg: VlmConfig, style: Style, dtype: str = 
     )
     if problem:
         raise TreeMismatch(f"{step}: the saved params are not those of its config (expected = the config):\n{problem}")
-    dtypes = {name: DTYPES[dtype] if dtype else leaf.dtype for name, leaf in saved.items()}
+    dtypes = {name: cast or leaf.dtype for name, leaf in saved.items()}
     axes = {name: len(leaf.shape) for name, leaf in factors.items()}
     specs = _specs(model, dtypes), _specs(beside, dtypes)
     return ExportPlan(step, [*model, *beside], *specs, axes, _lora_scale(cfg, factors, saved, step))
@@ -118,13 +123,13 @@ def write_export(plan: ExportPlan, folder: PathLike, shard_bytes: int = SHARD_BY
     """Writes the safetensors files. About one tensor is in memory at a time."""
     root = as_path(folder)
     with tempfile.TemporaryDirectory(dir=root, prefix=".leaves.") as spare:
-        reader = _Reader(plan, Path(spare))
+        reader = _LeafReader(plan, Path(spare))
         write_shards(root, plan.model, reader.read, shard_bytes)
         if plan.scorer:
             write_file(root / SCORER_FILE, plan.scorer, reader.read)
 
 
-class _Reader:
+class _LeafReader:
     """Opens every leaf once, and lets go of it after its last piece."""
 
     def __init__(self, plan: ExportPlan, spare: Path):

@@ -6,7 +6,7 @@ DIR/hf              the side files of the source, for the way back
 """
 
 import json
-from dataclasses import dataclass
+import time
 from typing import Any
 
 from etils import epath
@@ -14,15 +14,15 @@ from etils import epath
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.workdir import Workdir
-from sttts_jax.convert.disk import Summary, check_target, copy_files, side_files
-from sttts_jax.convert.import_plan import ImportPlan, plan_molmo2, plan_parts, write_plan
-from sttts_jax.convert.safetensors_files import whole_directory
+from sttts_jax.convert.conversion import Conversion
+from sttts_jax.convert.disk import check_room, check_target, copy_files, side_files, whole_directory
+from sttts_jax.convert.import_plan import ImportPlan, plan_backbones, plan_molmo2, write_plan
 from sttts_jax.data.tokenizer import ADDED_TOKENS, USED, Tokenizer
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.presets import overrides_of
-from sttts_jax.paths import as_path
+from sttts_jax.paths import PathLike, as_path
 from sttts_jax.train.config import RunConfig, defaults
-from sttts_jax.trees import flatten_mapping, param_count
+from sttts_jax.trees import flatten_mapping
 
 RELEASED = ("molmo2-4b", "molmo2-8b", "molmo2-o-7b")
 LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
@@ -32,40 +32,61 @@ TEXT_TOKENS = 2048
 MARKERS = 2  # tokens around the cells of a frame
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The arguments of the command, "" where not given."""
+def convert_from_hf(
+    source: PathLike | None,
+    target: PathLike,
+    *,
+    vision: PathLike | None = None,
+    llm: PathLike | None = None,
+    scorer: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Conversion:
+    """Hugging Face safetensors -> a workdir `target` that every command and a config's `init_from` read.
 
-    scorer: str = ""
-    tokenizer: str = ""
-    dtype: str = ""
-    seed: int = 0
+    source     a Molmo2 directory in any of its spellings; None with `vision` (SigLIP 2 of fixed image size) and `llm`
+               (Qwen3 or Olmo3), between which a new connector is drawn
+    target     local; must not exist, or be empty. It appears when it is whole
+    scorer     "fresh" for a new one, or a .safetensors file or directory with one; None takes the source's, if any
+    tokenizer  a directory with tokenizer.json; None for that of the source, or of `llm`
+    dtype      of all arrays, "float32" or "bfloat16"; None as stored
+    seed       of what is fresh
+    dry_run    check everything, write nothing
 
-
-def import_checkpoint(sources: tuple[str, ...], target: str, wanted: Wanted, dry_run: bool) -> str:
-    """`sources`: a Molmo2 directory, or those of a vision tower and of a language model. Returns the summary."""
-    summary = Summary()
-    check_target(target, 0)
-    plan = _plan(sources, wanted)
-    check_target(target, plan.nbytes)
-    tokenizer = source_tokenizer(sources[-1], wanted.tokenizer, plan.cfg, whole=len(sources) == 1)
-    config = run_config(plan)
+    Everything is checked before anything is written; about one tensor at a time is in memory, and torch is not needed.
+    Raises ValueError (of several kinds) or FileNotFoundError, one sentence with what does not fit.
+    """
+    begun = time.perf_counter()
+    check_target(target)
+    plan, place = _planned(source, vision, llm, scorer, dtype, seed)
+    check_room(target, plan.nbytes)
+    words = source_tokenizer(place, tokenizer, plan.cfg, whole=source is not None)
+    config = imported_config(plan)
     RunConfig.build(config)
     if not dry_run:
         meta = build_meta(step=0, config=config, data_layout=LAYOUT, counters=COUNTERS)
-        kept = side_files(as_path(sources[0])) if len(sources) == 1 else []
+        kept = [] if source is None else side_files(as_path(source))
         with whole_directory(target) as folder:
-            _write(plan, folder, meta, tokenizer, kept)
-    text = summary.text(plan.tensors, param_count(plan.leaves), plan.nbytes, target, dry_run)
-    return text + (f"\nfresh: {', '.join(plan.fresh)}" if plan.fresh else "")
+            _write(plan, folder, meta, words, kept)
+    return Conversion.of(plan, target, begun, dry_run, fresh=tuple(plan.fresh))
 
 
-def _plan(sources: tuple[str, ...], wanted: Wanted) -> ImportPlan:
-    how = wanted.scorer, wanted.dtype, wanted.seed
-    if len(sources) == 1:
-        return plan_molmo2(sources[0], *how)
-    vision, llm = sources
-    return plan_parts(vision, llm, *how)
+def _planned(
+    source: PathLike | None,
+    vision: PathLike | None,
+    llm: PathLike | None,
+    scorer: PathLike | None,
+    dtype: str | None,
+    seed: int,
+) -> tuple[ImportPlan, PathLike]:
+    """(plan, the directory whose tokenizer is the model's)."""
+    if source is not None and vision is None and llm is None:
+        return plan_molmo2(source, scorer, dtype, seed), source
+    if source is None and vision is not None and llm is not None:
+        return plan_backbones(vision, llm, scorer, dtype, seed), llm
+    raise ValueError("give either the directory of a whole model, or both that of its vision tower and that of its llm")
 
 
 def _write(
@@ -81,19 +102,19 @@ def _write(
         copy_files(kept, workdir.hf_files)
 
 
-def source_tokenizer(source: str, given: str, cfg: VlmConfig, whole: bool) -> Tokenizer:
+def source_tokenizer(source: PathLike, given: PathLike | None, cfg: VlmConfig, whole: bool) -> Tokenizer:
     """The tokenizer `given`, else that beside the model, which of a `whole` Molmo2 must know the added tokens.
 
     Raises ValueError where it does not fit the model.
     """
     if cfg.llm.extra_vocab < USED:
         raise ValueError(f"the model has {cfg.llm.extra_vocab} rows for added tokens, but Molmo2 uses {USED}")
-    place = as_path(given or source)
+    place = as_path(source if given is None else given)
     file = place / "tokenizer.json"
     if not file.exists():
         raise ValueError(f"{place} holds no tokenizer.json; give --tokenizer DIR with that of the model")
     tokenizer = Tokenizer.load(place, cfg.llm.vocab)
-    if whole and not given:
+    if whole and given is None:
         known = {token.get("content") for token in json.loads(file.read_text()).get("added_tokens", [])}
         lacking = [token for token in ADDED_TOKENS[:USED] if token not in known]
         if lacking:
@@ -104,7 +125,7 @@ def source_tokenizer(source: str, given: str, cfg: VlmConfig, whole: bool) -> To
     return tokenizer
 
 
-def run_config(plan: ImportPlan) -> dict[str, Any]:
+def imported_config(plan: ImportPlan) -> dict[str, Any]:
     """The config in `meta`: the model by its nearest released one, pruned if there is a scorer, rows of one video."""
     config = defaults()
     overrides = {name: overrides_of(plan.cfg, name) for name in RELEASED}

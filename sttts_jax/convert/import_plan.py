@@ -1,6 +1,6 @@
 """Tensors of Hugging Face files into an Orbax checkpoint: planned and checked first, then written slice by slice.
 
-plan = plan_molmo2(directory)            # or plan_parts(vision, llm); reads headers, compares everything
+plan = plan_molmo2(directory)            # or plan_backbones(vision, llm); reads headers, compares everything
 write_plan(plan, step_directory, meta)
 """
 
@@ -14,26 +14,17 @@ import numpy as np
 
 from sttts_jax.ckpt.restore import PARAMS, TreeMismatch, read_tree
 from sttts_jax.ckpt.slices import WHOLE_BYTES, chunk_of, create_leaf, create_step, write_slice
-from sttts_jax.convert.fresh import SCORER_LEAVES, fresh_values
+from sttts_jax.convert.backbone_config import vlm_of_backbones
+from sttts_jax.convert.fresh_params import SCORER_LEAVES, fresh_params
 from sttts_jax.convert.molmo2_config import vlm_config
-from sttts_jax.convert.parts_config import parts_config
-from sttts_jax.convert.safetensors_files import TensorFile, list_tensors, numpy_dtype, read_tensor
+from sttts_jax.convert.piece import Piece, compare, leaf_shapes
+from sttts_jax.convert.safetensors_files import StoredTensor, list_tensors, numpy_dtype, read_tensor
 from sttts_jax.convert.scorer import check_width, find_scorer, holds_scorer, scorer_names
-from sttts_jax.convert.table import (
-    Piece,
-    Style,
-    compare,
-    ignored_siglip,
-    pieces,
-    qwen3_pieces,
-    scorer_pieces,
-    siglip_pieces,
-)
+from sttts_jax.convert.table import Style, ignored_siglip, pieces, qwen3_pieces, scorer_pieces, siglip_pieces
 from sttts_jax.convert.tied import with_tying
-from sttts_jax.convert.tree import leaf_shapes
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.paths import PathLike, as_path, read_json
-from sttts_jax.trees import diff_trees, named_leaves, tree_bytes
+from sttts_jax.trees import diff_trees, named_leaves, param_count, tree_bytes
 
 DTYPES: dict[str, Any] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 FRESH = "fresh"  # in the place of a scorer's file
@@ -49,11 +40,11 @@ _BEGINNINGS: dict[str, Style] = {  # the first that some tensor has
 
 
 @dataclass(frozen=True)
-class Source:
-    """Tensors of files, and the pieces that they are of our tree."""
+class MappedFiles:
+    """The tensors of one checkpoint, and the pieces that they are of our tree."""
 
     pieces: list[Piece]
-    listing: Mapping[str, TensorFile]
+    listing: Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class ImportPlan:
     """leaves: names in order, with shape and dtype. fresh: those that no file holds. scorer: whether there is one."""
 
     cfg: VlmConfig
-    sources: list[Source]
+    files: list[MappedFiles]
     leaves: dict[str, jax.ShapeDtypeStruct]
     fresh: list[str]
     scorer: bool
@@ -70,12 +61,26 @@ class ImportPlan:
     @property
     def tensors(self) -> int:
         """Tensors that are read."""
-        return len({(id(source), piece.tensor) for source in self.sources for piece in source.pieces})
+        return len({(id(files), piece.tensor) for files in self.files for piece in files.pieces})
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the arrays."""
+        return param_count(self.leaves)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         return tree_bytes(self.leaves)
+
+
+def as_dtype(name: str | None) -> np.dtype | None:
+    """The names float32 and bfloat16 as numpy's; None for None. Raises ValueError for any other."""
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def read_config(directory: PathLike) -> dict[str, Any]:
@@ -94,73 +99,75 @@ def style_of_names(names: Sequence[str], where: PathLike) -> Style:
     raise ValueError(f"{where}: no tensor has a name of Molmo2's (the first is {next(iter(names), 'none')!r})")
 
 
-def plan_molmo2(directory: PathLike, scorer: str = "", dtype: str = "", seed: int = 0) -> ImportPlan:
+def plan_molmo2(
+    directory: PathLike, scorer: PathLike | None = None, dtype: str | None = None, seed: int = 0
+) -> ImportPlan:
     """A Molmo2 checkpoint in any of the three spellings.
 
-    scorer: "" takes the one that the directory holds, if any; "fresh"; or a file or directory with one.
-    dtype: of all arrays, "" as stored. Raises ValueError (of several kinds) with what does not fit; reads headers,
-    config.json, and of a tied head the numbers.
+    scorer: None takes the one that the directory holds, if any; "fresh"; or a file or directory with one.
+    dtype: of all arrays, "float32" or "bfloat16", None as stored. Raises ValueError (of several kinds) with what does
+    not fit; reads headers, config.json, and of a tied head the numbers.
     """
     cfg, listing = vlm_config(read_config(directory)), list_tensors(directory)
     style = style_of_names(list(listing), directory)
-    inside = not scorer and holds_scorer(listing)
+    inside = scorer is None and holds_scorer(listing)
     if inside:
         check_width(cfg.vit, listing, directory)
     cfg = with_tying(cfg, listing, lambda c: pieces(c, style, inside), style == "training")
     ignored = [] if inside else scorer_names(listing)
-    sources = [Source(compare(pieces(cfg, style, inside), listing, ignored), listing)]
+    files = [MappedFiles(compare(pieces(cfg, style, inside), listing, ignored), listing)]
     if not inside:
-        sources += _scorer(cfg, scorer or directory, needed=bool(scorer))
-    return _plan(cfg, sources, scorer == FRESH, dtype, seed)
+        files += _scorer(cfg, directory if scorer is None else scorer, needed=scorer is not None)
+    return _plan(cfg, files, scorer == FRESH, dtype, seed)
 
 
-def plan_parts(vision: PathLike, llm: PathLike, scorer: str = "", dtype: str = "", seed: int = 0) -> ImportPlan:
+def plan_backbones(
+    vision: PathLike, llm: PathLike, scorer: PathLike | None = None, dtype: str | None = None, seed: int = 0
+) -> ImportPlan:
     """A SigLIP 2 vision tower and a Qwen3 (or Olmo3) language model; connector and added token rows are fresh.
 
     Arguments, errors as of `plan_molmo2`.
     """
-    cfg, vit_listing, llm_listing = (
-        parts_config(read_config(vision), read_config(llm)),
-        list_tensors(vision),
-        list_tensors(llm),
-    )
+    cfg = vlm_of_backbones(read_config(vision), read_config(llm))
+    vit_listing, llm_listing = list_tensors(vision), list_tensors(llm)
     cfg = with_tying(cfg, llm_listing, lambda c: qwen3_pieces(c.llm, llm_listing))
     tower, text = siglip_pieces(cfg.vit, vit_listing), qwen3_pieces(cfg.llm, llm_listing)
-    sources = [
-        Source(compare(tower, vit_listing, ignored_siglip(cfg.vit, vit_listing)), vit_listing),
-        Source(compare(text, llm_listing), llm_listing),
-        *(_scorer(cfg, scorer, needed=True) if scorer else []),
+    files = [
+        MappedFiles(compare(tower, vit_listing, ignored_siglip(cfg.vit, vit_listing)), vit_listing),
+        MappedFiles(compare(text, llm_listing), llm_listing),
+        *([] if scorer is None else _scorer(cfg, scorer, needed=True)),
     ]
-    return _plan(cfg, sources, scorer == FRESH, dtype, seed)
+    return _plan(cfg, files, scorer == FRESH, dtype, seed)
 
 
-def _scorer(cfg: VlmConfig, place: PathLike, needed: bool) -> list[Source]:
+def _scorer(cfg: VlmConfig, place: PathLike, needed: bool) -> list[MappedFiles]:
     if place == FRESH:
         return []
     listing = find_scorer(place, needed)
     if not listing:
         return []
     prefix = check_width(cfg.vit, listing, place)
-    return [Source(compare(scorer_pieces(cfg.vit, prefix), listing), listing)]
+    return [MappedFiles(compare(scorer_pieces(cfg.vit, prefix), listing), listing)]
 
 
-def _plan(cfg: VlmConfig, sources: list[Source], fresh_scorer: bool, dtype: str, seed: int) -> ImportPlan:
-    held = {piece.leaf for source in sources for piece in source.pieces}
+def _plan(cfg: VlmConfig, files: list[MappedFiles], fresh_scorer: bool, dtype: str | None, seed: int) -> ImportPlan:
+    cast = as_dtype(dtype)
+    held = {piece.leaf for source in files for piece in source.pieces}
     scorer = fresh_scorer or any(name.startswith(SCORER_LEAVES) for name in held)
     shapes = leaf_shapes(pieces(cfg, "hub", scorer))
-    dtypes = _dtypes(sources)
+    dtypes = _dtypes(files)
     fresh = [name for name in shapes if name not in held]
     leaves = {
-        name: jax.ShapeDtypeStruct(shape, DTYPES[dtype] if dtype else dtypes.get(name, dtypes["llm/embedding"]))
+        name: jax.ShapeDtypeStruct(shape, cast or dtypes.get(name, dtypes["llm/embedding"]))
         for name, shape in shapes.items()
     }
-    return ImportPlan(cfg, sources, leaves, fresh, scorer, seed)
+    return ImportPlan(cfg, files, leaves, fresh, scorer, seed)
 
 
-def _dtypes(sources: list[Source]) -> dict[str, np.dtype]:
+def _dtypes(files: list[MappedFiles]) -> dict[str, np.dtype]:
     """{leaf: dtype of its tensors}. Raises ValueError where they have several."""
     found: dict[str, str] = {}
-    for source in sources:
+    for source in files:
         for piece in source.pieces:
             dtype = source.listing[piece.tensor].dtype
             if found.setdefault(piece.leaf, dtype) != dtype:
@@ -174,10 +181,10 @@ def _dtypes(sources: list[Source]) -> dict[str, np.dtype]:
 def write_plan(plan: ImportPlan, step_path: PathLike, meta: Mapping[str, Any]) -> None:
     """Writes a step directory with `params` and `meta`. About one tensor and two chunks are in memory at a time."""
     create_step(step_path, plan.leaves, meta)
-    for name, parts in _by_leaf(plan.sources).items():
+    for name, parts in _by_leaf(plan.files).items():
         _write_leaf(step_path, name, plan.leaves[name], parts)
     shapes = {name: spec.shape for name, spec in plan.leaves.items()}
-    for name, value in fresh_values(plan.cfg.vit, shapes, plan.fresh, plan.seed):
+    for name, value in fresh_params(plan.cfg.vit, shapes, plan.fresh, plan.seed):
         spec = plan.leaves[name]
         write_slice(create_leaf(step_path, name, spec.shape, spec.dtype), (), value.astype(spec.dtype))
     problem = diff_trees(plan.leaves, named_leaves(read_tree(step_path, PARAMS)))
@@ -185,10 +192,10 @@ def write_plan(plan: ImportPlan, step_path: PathLike, meta: Mapping[str, Any]) -
         raise TreeMismatch(f"{step_path}: what was written is not what was planned:\n{problem}")
 
 
-def _by_leaf(sources: list[Source]) -> dict[str, list[tuple[Piece, TensorFile]]]:
+def _by_leaf(files: list[MappedFiles]) -> dict[str, list[tuple[Piece, StoredTensor]]]:
     """{leaf: its pieces and where they are}; copies were compared already."""
-    groups: dict[str, list[tuple[Piece, TensorFile]]] = {}
-    for source in sources:
+    groups: dict[str, list[tuple[Piece, StoredTensor]]] = {}
+    for source in files:
         for piece in source.pieces:
             if not piece.copy:
                 groups.setdefault(piece.leaf, []).append((piece, source.listing[piece.tensor]))
@@ -196,7 +203,7 @@ def _by_leaf(sources: list[Source]) -> dict[str, list[tuple[Piece, TensorFile]]]
 
 
 def _write_leaf(
-    step_path: PathLike, name: str, spec: jax.ShapeDtypeStruct, parts: list[tuple[Piece, TensorFile]]
+    step_path: PathLike, name: str, spec: jax.ShapeDtypeStruct, parts: list[tuple[Piece, StoredTensor]]
 ) -> None:
     units = {axis for piece, _ in parts for axis, entry in enumerate(piece.index) if not isinstance(entry, slice)}
     leaf = create_leaf(step_path, name, spec.shape, spec.dtype, sorted(units))

@@ -3,27 +3,17 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from sttts_jax.trees import table
+from sttts_jax.convert.safetensors_files import FLOATS, StoredTensor
+from sttts_jax.trees import named_leaves, table
 
-FLOATS = ("F32", "BF16", "F16")  # dtypes of safetensors that parameters are read from and written as
 MAX_ROWS = 40  # of a table in an error message
 
 Shape = tuple[int, ...]
 Index = tuple[Any, ...]
-
-
-class Stored(Protocol):
-    """What a listing says of a tensor."""
-
-    @property
-    def dtype(self) -> str: ...
-
-    @property
-    def shape(self) -> Shape: ...
 
 
 class CheckpointMismatch(ValueError):
@@ -106,7 +96,33 @@ def tensor_shapes(pieces: Iterable[Piece]) -> dict[str, Shape]:
     return shapes
 
 
-def compare(pieces: Sequence[Piece], listing: Mapping[str, Stored], ignored: Sequence[str] = ()) -> list[Piece]:
+def leaf_shapes(pieces: Iterable[Piece]) -> dict[str, Shape]:
+    """{leaf: shape} that the pieces make up, in the table's order."""
+    shapes: dict[str, Shape] = {}
+    for piece in pieces:
+        rest = list(piece.shape)
+        lead = [rest.pop(0) if isinstance(x, slice) else x + 1 for x in piece.index]
+        shape = (*lead, *rest)
+        shapes[piece.leaf] = tuple(map(max, shapes.get(piece.leaf, shape), shape))
+    return shapes
+
+
+def tensors_of(params: Mapping[str, Any], pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
+    """The tree of `models.vlm.Vlm`, or a part of it, as {tensor: array}; arrays may be views of the leaves.
+
+    Raises ValueError for leaves that the pieces do not cover, KeyError for one that they cover and the tree lacks.
+    """
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+    left = sorted(set(leaves) - {piece.leaf for piece in pieces})
+    if left:
+        raise ValueError(f"the checkpoint has no place for the parameters {', '.join(left[:12])}")
+    parts: dict[str, list[np.ndarray]] = {}
+    for piece in pieces:
+        parts.setdefault(piece.tensor, []).append(piece.store(leaves[piece.leaf][piece.index]))
+    return {name: part[0] if len(part) == 1 else np.concatenate(part) for name, part in parts.items()}
+
+
+def compare(pieces: Sequence[Piece], listing: Mapping[str, StoredTensor], ignored: Sequence[str] = ()) -> list[Piece]:
     """The pieces that the files hold: all of them, less absent copies. Nothing is read.
 
     `ignored`: names of the listing that are left out on purpose.

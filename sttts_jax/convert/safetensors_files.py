@@ -2,21 +2,19 @@
 
     listing = list_tensors(directory)                    # headers only, checked against the sizes of the files
     rows = read_tensor(listing["lm_head.weight"], slice(0, 1000))
-    with whole_directory(out) as folder:                 # renamed to `out` at the end, or nothing is left
-        write_shards(folder, specs, lambda name: chunks_of(name))
+    write_shards(folder, specs, lambda name: chunks_of(name))
 
 The layout is that of the safetensors crate: 8 bytes with the header's length, a JSON header, the bytes of the tensors.
+The crate's own library is not used: it maps whole files (what was read counts as the process's memory, a file that
+shrinks ends it without a word), takes local paths only, and writes from a dict that holds every tensor.
 Pickled files (.bin, .pt) are never opened: they can run code.
 """
 
-import contextlib
 import json
 import math
 import os
-import shutil
 import struct
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +22,13 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from sttts_jax.convert.piece import FLOATS
 from sttts_jax.paths import PathLike, as_path, is_local, read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # as transformers writes by default
 
 _NUMPY: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
+FLOATS = tuple(_NUMPY)  # dtypes that parameters are read from and written as
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4}
 _SIZES |= {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
 _MAX_HEADER = 100_000_000
@@ -42,7 +40,7 @@ class BadFile(ValueError):
 
 
 @dataclass(frozen=True)
-class TensorFile:
+class StoredTensor:
     """A tensor's dtype (as safetensors writes it), shape, file, and the bytes [start, end) it takes there."""
 
     dtype: str
@@ -81,7 +79,7 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(_NUMPY[name])
 
 
-def list_tensors(path: PathLike) -> dict[str, TensorFile]:
+def list_tensors(path: PathLike) -> dict[str, StoredTensor]:
     """{name: where it is} of a checkpoint directory, or of one .safetensors file. Reads headers only.
 
     Raises FileNotFoundError when there is no checkpoint, BadFile with one sentence when one cannot be whole.
@@ -106,12 +104,12 @@ def list_tensors(path: PathLike) -> dict[str, TensorFile]:
     raise FileNotFoundError(f"{root} holds neither {SINGLE} nor {INDEX}")
 
 
-def _list_index(root: epath.Path) -> dict[str, TensorFile]:
+def _list_index(root: epath.Path) -> dict[str, StoredTensor]:
     content = read_json(root / INDEX)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
         raise BadFile(f"{root / INDEX} has no weight_map of tensor names to files")
-    found: dict[str, TensorFile] = {}
+    found: dict[str, StoredTensor] = {}
     for shard in sorted(set(places.values())):
         if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise BadFile(f"{root / INDEX} names the file {shard!r}; only .safetensors files beside it are read")
@@ -159,7 +157,7 @@ def _read_header(file: epath.Path) -> tuple[dict[str, Any], int, int]:
     return header, 8 + length, size
 
 
-def _list_file(file: epath.Path) -> dict[str, TensorFile]:
+def _list_file(file: epath.Path) -> dict[str, StoredTensor]:
     header, base, size = _read_header(file)
     found = {name: _entry(file, name, entry, base) for name, entry in header.items()}
     place = base
@@ -173,7 +171,7 @@ def _list_file(file: epath.Path) -> dict[str, TensorFile]:
     return found
 
 
-def _entry(file: epath.Path, name: str, entry: Any, base: int) -> TensorFile:
+def _entry(file: epath.Path, name: str, entry: Any, base: int) -> StoredTensor:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -183,10 +181,10 @@ def _entry(file: epath.Path, name: str, entry: Any, base: int) -> TensorFile:
     whole = isinstance(shape, list) and all(type(x) is int and x >= 0 for x in (*shape, start, end))
     if not whole or end - start != math.prod(shape) * _SIZES[dtype]:
         raise BadFile(f"{file}: {name} is {dtype}{shape}, which does not take bytes {start} to {end}; it is damaged")
-    return TensorFile(dtype, tuple(shape), file, base + start, base + end)
+    return StoredTensor(dtype, tuple(shape), file, base + start, base + end)
 
 
-def read_tensor(tensor: TensorFile, rows: slice | None = None) -> np.ndarray:
+def read_tensor(tensor: StoredTensor, rows: slice | None = None) -> np.ndarray:
     """The tensor, or its rows `rows` (no step) along the first axis: exactly those bytes, an array of its own.
 
     Raises BadFile for a dtype that is not F32, BF16 or F16, and for a file that became shorter.
@@ -281,27 +279,3 @@ def _write_tensor(handle: Any, spec: TensorSpec, parts: Iterable[np.ndarray]) ->
         done += flat.size
     if done != spec.nbytes:
         raise ValueError(f"{spec.name} {spec.dtype}{list(spec.shape)} has {spec.nbytes} bytes, but {done} were given")
-
-
-@contextlib.contextmanager
-def whole_directory(path: PathLike) -> Iterator[epath.Path]:
-    """A temporary neighbour to write into, renamed to `path` when the block ends, removed when it raises.
-
-    Raises ValueError when `path` is remote, or exists and is not empty.
-    """
-    target = as_path(path)
-    if not is_local(target):
-        raise ValueError(f"{target} is remote, where a directory cannot be renamed; write to a local one and copy it")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists already; name a directory that does not, or empty it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

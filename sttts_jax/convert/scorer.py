@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from sttts_jax.convert.safetensors_files import TensorFile, list_tensors
+from sttts_jax.convert.safetensors_files import StoredTensor, list_tensors
 from sttts_jax.models.config import VitConfig
 from sttts_jax.paths import PathLike, as_path
 
@@ -21,7 +21,7 @@ def holds_scorer(names: Iterable[str]) -> bool:
     return bool(scorer_names(names))
 
 
-def find_scorer(place: PathLike, needed: bool) -> dict[str, TensorFile]:
+def find_scorer(place: PathLike, needed: bool) -> dict[str, StoredTensor]:
     """Tensors of the scorer in a file, in DIR/scorer.safetensors, or in a whole checkpoint DIR.
 
     Without one: {} unless `needed`, then ValueError. Raises as `list_tensors`.
@@ -39,7 +39,7 @@ def find_scorer(place: PathLike, needed: bool) -> dict[str, TensorFile]:
     return found
 
 
-def check_width(vit: VitConfig, listing: Mapping[str, TensorFile], where: PathLike) -> str:
+def check_width(vit: VitConfig, listing: Mapping[str, StoredTensor], where: PathLike) -> str:
     """The prefix of the scorer's tensors. Raises ValueError for a scorer of another width than the tower."""
     query = next((name for name in listing if name.endswith(QUERY)), None)
     if query is None:

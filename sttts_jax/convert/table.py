@@ -13,24 +13,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from sttts_jax.convert import text as hf_text
-from sttts_jax.convert import vision as hf_vision
-from sttts_jax.convert.piece import CheckpointMismatch, Piece, compare, tensor_shapes
+from sttts_jax.convert import text, vision
+from sttts_jax.convert.piece import Piece
 from sttts_jax.models.config import LlmConfig, VitConfig, VlmConfig
-
-__all__ = [
-    "STYLES",
-    "CheckpointMismatch",
-    "Piece",
-    "Style",
-    "compare",
-    "ignored_siglip",
-    "pieces",
-    "qwen3_pieces",
-    "scorer_pieces",
-    "siglip_pieces",
-    "tensor_shapes",
-]
 
 Style = Literal["hub", "native", "training"]
 STYLES: tuple[Style, ...] = ("hub", "native", "training")
@@ -41,46 +26,52 @@ _SIGLIP_PREFIXES = ("vision_model.", "vision_tower.vision_model.", "vision_tower
 _TEXT_PREFIXES = ("model.", "")
 
 
+def as_style(name: str) -> Style:
+    """The style of this name. Raises ValueError with those there are."""
+    for style in STYLES:
+        if style == name:
+            return style
+    raise ValueError(f"no checkpoint style is called {name!r}; use one of {', '.join(STYLES)}")
+
+
 def pieces(cfg: VlmConfig, style: Style, scorer: bool) -> list[Piece]:
     """The table of `models.vlm.Vlm`. Raises ValueError for an unknown style."""
-    if style not in STYLES:
-        raise ValueError(f"no checkpoint style is called {style!r}; use one of {', '.join(STYLES)}")
-    return list(_molmo2(cfg, style, scorer))
+    return list(_molmo2(cfg, as_style(style), scorer))
 
 
 def _molmo2(cfg: VlmConfig, style: Style, scorer: bool) -> Iterator[Piece]:
     if style == "native":
-        yield from hf_text.text_pieces(cfg.llm, hf_text.NATIVE)
-        yield from hf_vision.vision_pieces(cfg.vit, hf_vision.NATIVE, "model.vision_tower.")
-        yield from hf_vision.connector_pieces(cfg, hf_vision.NATIVE_CONNECTOR, "model.multi_modal_projector.")
+        yield from text.text_pieces(cfg.llm, text.NATIVE)
+        yield from vision.vision_pieces(cfg.vit, vision.NATIVE, "model.vision_tower.")
+        yield from vision.connector_pieces(cfg, vision.NATIVE_CONNECTOR, "model.multi_modal_projector.")
     else:
         prefix = _VISION[style]
-        yield from hf_text.text_pieces(cfg.llm, hf_text.HUB if style == "hub" else hf_text.TRAINING)
-        yield from hf_vision.vision_pieces(cfg.vit, hf_vision.HUB, f"{prefix}image_vit.")
-        yield from hf_vision.connector_pieces(cfg, hf_vision.HUB_CONNECTOR, prefix)
+        yield from text.text_pieces(cfg.llm, text.HUB if style == "hub" else text.TRAINING)
+        yield from vision.vision_pieces(cfg.vit, vision.HUB, f"{prefix}image_vit.")
+        yield from vision.connector_pieces(cfg, vision.HUB_CONNECTOR, prefix)
     if scorer:  # transformers has no place for it; its names are the training code's in every style
         yield from scorer_pieces(cfg.vit, SCORER if style == "training" else f"model.{SCORER}")
 
 
 def scorer_pieces(cfg: VitConfig, prefix: str = SCORER) -> list[Piece]:
     """The scorer alone."""
-    return list(hf_vision.scorer_block(cfg, prefix))
+    return list(vision.scorer_block(cfg, prefix))
 
 
 def siglip_pieces(cfg: VitConfig, names: Iterable[str] = ("vision_model.",)) -> list[Piece]:
     """The vision tower of a SigLIP or SigLIP 2 checkpoint; `names`: its tensors, they tell the prefix."""
     prefix = _prefix(names, _SIGLIP_PREFIXES)
-    return list(hf_vision.vision_pieces(cfg, hf_vision.SIGLIP, prefix))
+    return list(vision.vision_pieces(cfg, vision.SIGLIP, prefix))
 
 
 def ignored_siglip(cfg: VitConfig, names: Iterable[str]) -> list[str]:
     """Those of `names` that Molmo2 leaves behind: blocks after the last feature, final norm, pooling head, text."""
     names = list(names)
-    vision = re.escape(_prefix(names, _SIGLIP_PREFIXES))
+    tower = re.escape(_prefix(names, _SIGLIP_PREFIXES))
     left = (
-        rf"{vision}encoder\.layers{_later(cfg)}",
-        rf"{vision}(post_layernorm|head)\..*",
-        rf"{vision}embeddings\.position_ids",
+        rf"{tower}encoder\.layers{_later(cfg)}",
+        rf"{tower}(post_layernorm|head)\..*",
+        rf"{tower}embeddings\.position_ids",
         r"text_model\..*",
         r"logit_(scale|bias)",
     )
@@ -89,7 +80,7 @@ def ignored_siglip(cfg: VitConfig, names: Iterable[str]) -> list[str]:
 
 def _later(cfg: VitConfig) -> str:
     """Regex of '.i.' and what follows, i a block that is not built."""
-    used = "|".join(str(i) for i in range(hf_vision.used_layers(cfg)))
+    used = "|".join(str(i) for i in range(vision.used_layers(cfg)))
     return rf"\.(?!({used})\.)\d+\..*"
 
 
@@ -99,7 +90,7 @@ def qwen3_pieces(cfg: LlmConfig, names: Iterable[str] = ("model.",)) -> list[Pie
     norms = ("input_layernorm", "post_attention_layernorm")
     if cfg.norm == "post":
         norms = ("post_attention_layernorm", "post_feedforward_layernorm")
-    return list(hf_text.text_pieces(cfg, hf_text.transformers_names(prefix, "", norms)))
+    return list(text.text_pieces(cfg, text.transformers_names(prefix, "", norms)))
 
 
 def _prefix(names: Iterable[str], known: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from sttts_jax.convert.piece import Piece
-from sttts_jax.convert.safetensors_files import TensorFile, read_tensor
+from sttts_jax.convert.safetensors_files import StoredTensor, read_tensor
 from sttts_jax.models.config import VlmConfig
 
 BLOCK_BYTES = 32 * 2**20
@@ -14,7 +14,7 @@ BLOCK_BYTES = 32 * 2**20
 
 def with_tying(
     cfg: VlmConfig,
-    listing: Mapping[str, TensorFile],
+    listing: Mapping[str, StoredTensor],
     table: Callable[[VlmConfig], Sequence[Piece]],
     absent_is_tied: bool = False,
 ) -> VlmConfig:
@@ -37,7 +37,7 @@ def _tied(cfg: VlmConfig, tied: bool) -> VlmConfig:
     return dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, tied=tied))
 
 
-def _equal(head: TensorFile, embedding: TensorFile, rows: int) -> bool:
+def _equal(head: StoredTensor, embedding: StoredTensor, rows: int) -> bool:
     """Whether the first rows are the same bytes; ends at the first block that differs."""
     if head.dtype != embedding.dtype or len(head.shape) != 2 or head.shape[1:] != embedding.shape[1:]:
         return False

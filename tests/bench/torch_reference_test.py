@@ -16,8 +16,8 @@ import pytest
 from sttts_jax.bench.against_torch import PARTS, Case, Ours, _difference, _in_torch_order, measure
 from sttts_jax.bench.torch_reference import ATTENTIONS, TorchMolmo2, config_fields, import_torch, share
 from sttts_jax.cli.bench import torch as _bench_torch
+from sttts_jax.convert.piece import tensors_of
 from sttts_jax.convert.table import pieces
-from sttts_jax.convert.tree import tensors_of
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig, YarnConfig
 
 VIT = VitConfig(

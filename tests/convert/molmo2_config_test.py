@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sttts_jax.convert.backbone_config import siglip_config, text_config, vlm_of_backbones
 from sttts_jax.convert.fields import BadConfig
 from sttts_jax.convert.molmo2_config import TOKEN_IDS, feature_layers, hf_config, style_of, vlm_config
-from sttts_jax.convert.parts_config import parts_config, siglip_config, text_config
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig, YarnConfig
 from sttts_jax.models.presets import PRESETS, preset
 from tests.golden.molmo2_weights import FOLDER, connector_config, llm_config, vit_config
@@ -273,7 +273,7 @@ def test_yarn_without_its_defaults() -> None:
 
 def test_parts_make_the_released_models() -> None:
     four = preset("molmo2-4b")
-    cfg = parts_config(SIGLIP2, QWEN3)
+    cfg = vlm_of_backbones(SIGLIP2, QWEN3)
     assert cfg == dataclasses.replace(four, llm=dataclasses.replace(four.llm, dropout=0.0))
     assert siglip_config(SIGLIP2["vision_config"]) == four.vit  # type: ignore[arg-type]
     olmo = preset("molmo2-o-7b").llm

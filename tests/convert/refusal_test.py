@@ -156,8 +156,8 @@ def test_an_existing_target_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.
 
 SLOW = """
 import sys, time
-from sttts_jax.convert import export_plan as hf_export
-from sttts_jax.convert import import_plan as hf_import
+from sttts_jax.convert import export_plan
+from sttts_jax.convert import import_plan
 from sttts_jax.cli import convert
 def slow(write):
     def call(*args):
@@ -165,8 +165,8 @@ def slow(write):
         print("written", flush=True)
         time.sleep(60)
     return call
-hf_import.write_slice = slow(hf_import.write_slice)
-hf_export.read_slice = slow(hf_export.read_slice)
+import_plan.write_slice = slow(import_plan.write_slice)
+export_plan.read_slice = slow(export_plan.read_slice)
 convert.main(sys.argv[1:])
 """
 

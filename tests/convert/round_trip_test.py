@@ -21,9 +21,11 @@ from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta, saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.cli import convert
-from sttts_jax.convert import import_plan as hf_import
+from sttts_jax.convert import import_plan
+from sttts_jax.convert.from_hf import convert_from_hf
+from sttts_jax.convert.piece import tensors_of
 from sttts_jax.convert.table import STYLES, pieces, qwen3_pieces, scorer_pieces, siglip_pieces
-from sttts_jax.convert.tree import params_of, tensors_of
+from sttts_jax.convert.to_hf import convert_to_hf
 from sttts_jax.data.tokenizer import train_tokenizer
 from sttts_jax.infer.open import read_checkpoint
 from sttts_jax.mesh import make_mesh
@@ -31,7 +33,7 @@ from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import merge
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.state import build_model, init_params
-from sttts_jax.trees import map_named, named_leaves
+from sttts_jax.trees import map_named, named_leaves, param_count, tree_bytes
 from tests.convert.hf_dirs import (
     OLMO,
     SMALL,
@@ -46,6 +48,7 @@ from tests.convert.hf_dirs import (
     write_hf,
     write_tensors,
 )
+from tests.convert.trees import params_of
 
 FILES = [("float32", 10**9), ("bfloat16", 20_000)]
 
@@ -53,7 +56,7 @@ FILES = [("float32", 10**9), ("bfloat16", 20_000)]
 @pytest.fixture(name="piecewise")
 def _piecewise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks so small that every leaf above a few numbers goes slice by slice, as those of real models do."""
-    for module in (slices, hf_import):
+    for module in (slices, import_plan):
         monkeypatch.setattr(module, "WHOLE_BYTES", 5000)
     monkeypatch.setattr(slices, "CHUNK_BYTES", 10_000)
     monkeypatch.setattr(slices, "COARSE_BYTES", 12_000)
@@ -257,10 +260,33 @@ def test_lora_is_merged_on_the_way_out(tmp_path: Path, piecewise: None) -> None:
     )
 
 
+def test_from_python(tmp_path: Path) -> None:
+    """What the command does, called as functions; the result says what happened."""
+    tensors = write_hf(tmp_path / "source")
+    place = tmp_path / "ours"
+    planned = convert_from_hf(tmp_path / "source", place, scorer="fresh", dtype="bfloat16", dry_run=True)
+    assert planned.dry_run and not place.exists()
+    done = convert_from_hf(tmp_path / "source", place, scorer="fresh", dtype="bfloat16")
+    params = load_params(place)
+    assert done.nbytes == planned.nbytes == tree_bytes(params) and done.parameters == param_count(params)
+    assert done.tensors == len(tensors) and done.fresh and all(leaf.startswith("vit/scorer/") for leaf in done.fresh)
+    back = convert_to_hf(place, tmp_path / "back", names="native", dtype="float32", shard_gb=1e-5)
+    assert back.tensors == len(read_hf(tmp_path / "back")) + len(read_hf(tmp_path / "back" / "scorer.safetensors"))
+    assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 1
+    for wrong in ({"source": None}, {"source": place, "llm": place}):
+        with pytest.raises(ValueError, match="give either the directory of a whole model, or both"):
+            convert_from_hf(target=tmp_path / "x", **wrong)
+    with pytest.raises(ValueError, match="dtype 'int8' is unknown; choose one of float32, bfloat16"):
+        convert_from_hf(tmp_path / "source", tmp_path / "x", dtype="int8")
+    for options in ({"dtype": "int8"}, {"names": "keras"}, {"shard_gb": 0}):
+        with pytest.raises(ValueError, match=r"int8|keras|shard_gb 0 must be positive"):
+            convert_to_hf(place, tmp_path / "x", **options)
+
+
 MEMORY = """
 import sys
 from sttts_jax.cli import convert
-from sttts_jax.convert.disk import peak_bytes
+from sttts_jax.convert.conversion import peak_bytes
 def both(source, folder):
     convert.main(["--from", f"hf:{source}", "--to", f"orbax:{folder}/ours"])
     convert.main(["--from", f"orbax:{folder}/ours", "--to", f"hf:{folder}/back", "--shard_gb", "0.03"])

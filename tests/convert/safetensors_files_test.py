@@ -23,7 +23,6 @@ from sttts_jax.convert.safetensors_files import (
     numpy_dtype,
     plan_shards,
     read_tensor,
-    whole_directory,
     write_file,
     write_shards,
 )
@@ -248,22 +247,3 @@ def test_pieces_that_are_not_the_tensor(tmp_path: Path) -> None:
         write_shards(tmp_path, spec * 2, lambda name: [x])
     with pytest.raises(ValueError, match="shards of 0 bytes"):
         write_shards(tmp_path, spec, lambda name: [x], max_shard_bytes=0)
-
-
-def test_a_directory_is_whole_or_absent(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError), whole_directory(target) as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError
-    assert list((tmp_path / "deep").iterdir()) == []
-    with whole_directory(target) as folder:
-        write_shards(folder, SPECS, _whole)
-        assert not target.exists()
-    _check(list_tensors(target))
-    assert [path.name for path in target.parent.iterdir()] == ["out"]
-    with pytest.raises(ValueError, match="exists already"), whole_directory(target):
-        pass
-    (tmp_path / "void").mkdir()
-    with whole_directory(tmp_path / "void") as folder:
-        (folder / "x").write_text("x")
-    assert (tmp_path / "void" / "x").exists()

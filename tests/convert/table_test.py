@@ -13,20 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttts_jax.convert.molmo2_config import TOKEN_IDS, hf_config, vlm_config
-from sttts_jax.convert.safetensors_files import TensorFile
-from sttts_jax.convert.table import (
-    STYLES,
-    CheckpointMismatch,
-    Piece,
-    compare,
-    ignored_siglip,
-    pieces,
-    qwen3_pieces,
-    scorer_pieces,
-    siglip_pieces,
-    tensor_shapes,
-)
-from sttts_jax.convert.tree import leaf_shapes, params_of, tensors_of
+from sttts_jax.convert.piece import CheckpointMismatch, Piece, compare, leaf_shapes, tensor_shapes, tensors_of
+from sttts_jax.convert.safetensors_files import StoredTensor
+from sttts_jax.convert.table import STYLES, ignored_siglip, pieces, qwen3_pieces, scorer_pieces, siglip_pieces
 from sttts_jax.data.schema import RowShape
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig, YarnConfig
 from sttts_jax.models.presets import PRESETS, preset
@@ -35,6 +24,7 @@ from sttts_jax.paths import as_path
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.state import init_params
 from sttts_jax.trees import named_leaves
+from tests.convert.trees import params_of
 from tests.golden import molmo2_weights as golden
 from tests.models.small import CFG
 
@@ -230,9 +220,9 @@ def test_a_convolution_becomes_row_column_channel() -> None:
     assert loaded[2 * 9 + 1 * 3 + 2, 5] == kernel[5, 2, 2, 1]  # row 2, column 1, channel 2
 
 
-def _listing(table: list[Piece], **changes: TensorFile | None) -> dict[str, TensorFile]:
+def _listing(table: list[Piece], **changes: StoredTensor | None) -> dict[str, StoredTensor]:
     file = as_path("model.safetensors")
-    found = {name: TensorFile("BF16", shape, file, 0, 0) for name, shape in tensor_shapes(table).items()}
+    found = {name: StoredTensor("BF16", shape, file, 0, 0) for name, shape in tensor_shapes(table).items()}
     return {name: entry for name, entry in (found | changes).items() if entry is not None}
 
 
@@ -245,9 +235,9 @@ def test_compare_names_everything_at_once() -> None:
         table,
         **{
             gone: None,
-            norm: TensorFile("F64", (16,), as_path("x"), 0, 0),
-            position: TensorFile("F32", (9, 16), as_path("x"), 0, 0),
-            "model.extra": TensorFile("F32", (2,), as_path("x"), 0, 0),
+            norm: StoredTensor("F64", (16,), as_path("x"), 0, 0),
+            position: StoredTensor("F32", (9, 16), as_path("x"), 0, 0),
+            "model.extra": StoredTensor("F32", (2,), as_path("x"), 0, 0),
         },
     )
     with pytest.raises(CheckpointMismatch) as error:
@@ -256,7 +246,7 @@ def test_compare_names_everything_at_once() -> None:
     for line in (f"{gone} .*missing", rf"{norm} .*F64\[16\]", rf"{position} .*F32\[9, 16\]", "model.extra +no such"):
         assert error.match(line), (line, text)
     assert text.startswith("4 tensors")
-    compare(table, _listing(table, extra=TensorFile("I64", (2,), as_path("x"), 0, 0)), ignored=["extra"])
+    compare(table, _listing(table, extra=StoredTensor("I64", (2,), as_path("x"), 0, 0)), ignored=["extra"])
 
 
 def test_an_absent_copy_is_no_loss() -> None:
@@ -317,9 +307,9 @@ def test_the_names_and_shapes_are_those_of_transformers(name: str) -> None:
     assert shapes == tensor_shapes(pieces(cfg, "native", scorer=False))
 
 
-def _listed(model: Any) -> dict[str, TensorFile]:
+def _listed(model: Any) -> dict[str, StoredTensor]:
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    return {name: TensorFile("F32", shape, as_path("x"), 0, 0) for name, shape in shapes.items()}
+    return {name: StoredTensor("F32", shape, as_path("x"), 0, 0) for name, shape in shapes.items()}
 
 
 @pytest.mark.torch

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 pytest.importorskip("transformers", minversion="5.23", reason="needs the parity extra")
 
+from sttts_jax.convert.piece import tensors_of  # noqa: E402
 from sttts_jax.convert.table import pieces  # noqa: E402
-from sttts_jax.convert.tree import tensors_of  # noqa: E402
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig, YarnConfig  # noqa: E402
 from tests.convert.hf_dirs import Tensors, assert_same, convert_in, convert_out, read_hf, write_tokenizer  # noqa: E402
 from tests.parity.conftest import Check  # noqa: E402

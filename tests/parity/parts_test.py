@@ -12,9 +12,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 transformers = pytest.importorskip("transformers", minversion="5.23", reason="needs the parity extra")
 
-from sttts_jax.convert.parts_config import siglip_config, text_config  # noqa: E402
+from sttts_jax.convert.backbone_config import siglip_config, text_config  # noqa: E402
 from sttts_jax.convert.table import qwen3_pieces, siglip_pieces  # noqa: E402
-from sttts_jax.convert.tree import params_of  # noqa: E402
 from sttts_jax.models.llm import Llm  # noqa: E402
 from sttts_jax.models.vit import Vit  # noqa: E402
 from sttts_jax.models.vlm import pixels_to_patches  # noqa: E402
@@ -22,6 +21,7 @@ from sttts_jax.ops.attention.row_rule import RowRule  # noqa: E402
 from sttts_jax.pruning.cells import CellGrid  # noqa: E402
 from sttts_jax.pruning.config import PruneConfig  # noqa: E402
 from sttts_jax.pruning.frame_rows import FrameRows  # noqa: E402
+from tests.convert.trees import params_of  # noqa: E402
 from tests.parity.conftest import Check  # noqa: E402
 
 pytestmark = pytest.mark.torch

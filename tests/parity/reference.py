@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sttts_jax.convert.molmo2_config import hf_config
-from sttts_jax.convert.table import pieces, tensor_shapes
-from sttts_jax.convert.tree import params_of, tensors_of
+from sttts_jax.convert.piece import tensor_shapes, tensors_of
+from sttts_jax.convert.table import pieces
 from sttts_jax.infer.generate import generate
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.pruning.config import PruneConfig
 from tests.convert.hf_dirs import Tensors, write_tensors
+from tests.convert.trees import params_of
 from tests.parity.prompts import Array, Prompt
 
 UNPRUNED = PruneConfig(method="none")

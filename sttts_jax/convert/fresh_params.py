@@ -17,7 +17,7 @@ STD = 0.02  # Molmo2: connector and rows of the added tokens
 SCORER_LEAVES = "vit/scorer/"
 
 
-def fresh_values(
+def fresh_params(
     vit: VitConfig, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str], seed: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, float32 array) of each leaf, the same for the same seed: as Molmo2 begins, the scorer as its own module.

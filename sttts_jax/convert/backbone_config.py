@@ -128,7 +128,7 @@ def _llm(fields: Fields, d: Mapping[str, Any], kv_heads: int, head_dim: int, **m
     )
 
 
-def parts_config(vision: Mapping[str, Any], text: Mapping[str, Any]) -> VlmConfig:
+def vlm_of_backbones(vision: Mapping[str, Any], text: Mapping[str, Any]) -> VlmConfig:
     """The model that starts from the two: a fresh connector of the tower's heads and the language model's MLP width."""
     vit, llm = siglip_config(vision), text_config(text)
     return VlmConfig(vit, ConnectorConfig(vit.width, vit.heads, vit.head_dim, llm.mlp), llm).check()

@@ -1,0 +1,53 @@
+"""The directory that a conversion writes: whole or absent, whatever ends the work."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sttts_jax.convert.disk import whole_directory
+
+
+def test_a_directory_is_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(RuntimeError), whole_directory(target) as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list((tmp_path / "deep").iterdir()) == []
+    with whole_directory(target) as folder:
+        (folder / "x").write_text("x")
+        assert not target.exists()
+    assert (target / "x").read_text() == "x"
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+    with pytest.raises(ValueError, match="exists already"), whole_directory(target):
+        pass
+    (tmp_path / "void").mkdir()
+    with whole_directory(tmp_path / "void") as folder:
+        (folder / "x").write_text("x")
+    assert (tmp_path / "void" / "x").exists()
+
+
+def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end, whole_directory(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert end.value.code == 143
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_caller_stays(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        seen.append(number)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with whole_directory(tmp_path / "out"):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM] and (tmp_path / "out").exists()
