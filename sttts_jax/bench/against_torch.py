@@ -5,7 +5,7 @@ take turns inside one process; a ratio is torch's seconds over ours in the same 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from sttts_jax.bench.record import place, versions
+from sttts_jax.bench.record import place, show, versions
+from sttts_jax.bench.settings import check_known, whole_model
 from sttts_jax.bench.timing import Compiled, Group, Program, Trial, interleave, quartiles
-from sttts_jax.bench.torch_reference import TorchMolmo2, TorchRow, import_torch, share
+from sttts_jax.bench.torch_reference import ATTENTIONS, TorchInputs, TorchMolmo2, import_torch, share
 from sttts_jax.convert.piece import tensors_of
 from sttts_jax.convert.table import pieces
 from sttts_jax.models import flops
@@ -26,7 +27,9 @@ from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
 from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import Vlm
+from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.ops.attention.row_rule import RowRule
+from sttts_jax.paths import PathLike, write_json
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
@@ -36,7 +39,7 @@ UNPRUNED = PruneConfig(method="none")
 
 
 @dataclass(frozen=True)
-class Row:
+class TorchRow:
     """One line of the result. The contract of the JSON file: names stay, more may come.
 
     shape           name of the sizes, see the header
@@ -135,13 +138,13 @@ class Ours:
             "whole": (whole, (self.params, batch)),
         }
 
-    def torch_row(self) -> TorchRow:
+    def torch_inputs(self) -> TorchInputs:
         """The same inputs for the other side."""
         case, parts = self.case, self.parts()
         grid, frames, patches = case.grid, case.frames, case.cfg.vit.patches
         slots = grid.slots[None] + patches * np.arange(frames)[:, None, None]
         features = parts["connector"][1][1].reshape(frames, grid.cells, grid.window, -1)
-        return TorchRow(
+        return TorchInputs(
             pixels=np.array(grid.to_patches(self.batch["patches"][0])),
             pooling=np.where(grid.slots[None] < 0, -1, slots).reshape(-1, grid.window),
             grid=grid.shape,
@@ -171,14 +174,53 @@ class Ours:
         }
 
 
+def run(
+    command: str,
+    say: Callable[[str], None],
+    *,
+    preset: str,
+    vit: Mapping[str, int],
+    llm: Mapping[str, int],
+    full_width: bool,
+    frames: Sequence[int],
+    text: int,
+    parts: Sequence[str],
+    attentions: Sequence[str],
+    attention: str,
+    rounds: int,
+    seed: int,
+    path: PathLike | None,
+) -> None:
+    """The whole measurement: prints a table and writes `path`, if any; `vit`, `llm`: sizes in place of the preset's.
+
+    Raises ValueError with one sentence before anything is compiled.
+    """
+    check_known("--torch_attention", attentions, ATTENTIONS)
+    import_torch()  # says what to install
+    if jax.default_backend() != "cpu":
+        raise ValueError("bench torch compares two CPU programs; run it with JAX_PLATFORMS=cpu")
+    check_known("--what", parts, PARTS)
+    cfg, reduced = whole_model(preset, not full_width, vit, llm, say)
+    kernels = choose_kernels(attention, "cpu", jnp.float32, cfg.vit.patches)
+    rows: list[TorchRow] = []
+    for count in frames:
+        rows += measure(Case(preset, cfg, count, text, kernels, seed), attentions, rounds, say, parts)
+    head = header(cfg, command, attention=kernels, reduced=reduced, rounds=rounds, seed=seed, text=text)
+    if path:
+        write_json(path, {**head, "rows": [row.as_json() for row in rows]})
+    used = head["versions"]
+    title = f"float32, {head['threads']} threads, torch {used['torch']}, transformers {used['transformers']}"
+    show(title, rows_table(rows))
+
+
 def measure(
     case: Case, attentions: Sequence[str], rounds: int, say: Callable[[str], None], parts: Sequence[str] = PARTS
-) -> list[Row]:
+) -> list[TorchRow]:
     """Compiles ours, builds theirs once for every name in `attentions`, times both in turns on all cores."""
     ours = Ours(case)
     weights = share(tensors_of(ours.params, pieces(case.cfg, "native", scorer=False)))
     theirs = {name: TorchMolmo2(case.cfg, weights, name) for name in attentions}
-    inputs = {name: model.inputs(ours.torch_row()) for name, model in theirs.items()}
+    inputs = {name: model.inputs(ours.torch_inputs()) for name, model in theirs.items()}
     groups, differences = [], []
     for part in parts:
         function, args = ours.parts()[part]
@@ -214,7 +256,7 @@ def header(cfg: VlmConfig, command: str, **settings: Any) -> dict[str, Any]:
     }
 
 
-def rows_table(rows: Sequence[Row]) -> Table:
+def rows_table(rows: Sequence[TorchRow]) -> Table:
     """One line a part and torch attention; those that are not torch's fastest are dim."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("what", "frames", "tokens", "torch attention"):
@@ -246,14 +288,14 @@ def _rows(
     theirs: np.ndarray,
     differences: Sequence[float],
     work: float,
-) -> list[Row]:
+) -> list[TorchRow]:
     middle, *spread = quartiles(ours)
     medians = np.median(theirs, axis=1)
     rows = []
     for i, name in enumerate(names):
         ratio, *ratio_spread = quartiles(theirs[i] / ours)
         rows.append(
-            Row(
+            TorchRow(
                 shape=case.name,
                 what=part,
                 frames=case.frames,

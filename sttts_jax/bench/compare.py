@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from sttts_jax.bench.pruning import Row, measured
 from sttts_jax.bench.rows import Load
+from sttts_jax.bench.speedup import SpeedupRow, measured
 from sttts_jax.bench.timing import GIB, Compiled, Group, Program, Trial, interleave
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class ModelRow(Row):
+class ModelRow(SpeedupRow):
     """A line of `bench train` or `bench infer`: the names of `bench pruning`, and what a row of the model held.
 
     what              train, prefill, ttft (time to first token: from a batch on the host to tokens on the host), or

@@ -1,8 +1,7 @@
 """`bench tpu`: a pruned ViT block compiled for a TPU that is not there, and what the compiler expects of it.
 
 Times are the compiler's own estimates and know nothing of stalls; bytes are those between HBM and the core, see
-`traffic`.
-Both the pruned and the unpruned block run on the Pallas stream kernel.
+`traffic`. Both the pruned and the unpruned block run on the Pallas kernels.
 """
 
 import importlib.util
@@ -22,11 +21,14 @@ from jax.sharding import SingleDeviceSharding
 
 from sttts_jax.bench.bound import PASSES, pass_flops
 from sttts_jax.bench.distributions import make_scores
+from sttts_jax.bench.record import versions
 from sttts_jax.bench.scopes import Shapes
 from sttts_jax.bench.timing import GIB
 from sttts_jax.bench.traffic import free_calls, hbm_bytes
+from sttts_jax.models.presets import preset
 from sttts_jax.models.vit import survivors, whole_frames
 from sttts_jax.models.vit_block import Block
+from sttts_jax.paths import PathLike, write_json
 from sttts_jax.pruning.select import select_cells
 
 # The smallest slice of each chip: topology, and the name that libtpu knows it by.
@@ -77,6 +79,23 @@ def find_compiler(chip: str) -> None:
     }
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def run(
+    chip: str,
+    name: str,
+    frames: int,
+    batch: int,
+    fractions: Sequence[Fraction],
+    path: PathLike | None,
+    command: str,
+    say: Say,
+) -> None:
+    """The whole measurement of the ViT of the preset `name`, a line a program; writes `path`, if any."""
+    shapes = Shapes(preset(name).vit, frames, batch, jnp.bfloat16, attention="tpu")
+    rows = measure(chip, shapes, fractions, say)
+    if path:
+        write_json(path, {"command": command, **versions(), "rows": [row.as_json() for row in rows]})
 
 
 def measure(chip: str, shapes: Shapes, fractions: Sequence[Fraction], say: Say) -> list[CompiledRow]:

@@ -9,6 +9,7 @@ Every distribution is a function of the seed alone. With the budget of `pruning.
 """
 
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -18,6 +19,7 @@ from sttts_jax.pruning.budget import n_kept
 
 DISTRIBUTIONS = ("uniform", "bursty", "scene_cuts", "adversarial")
 FROM_FILE = "scores"
+Scores = Callable[[Fraction], Mapping[str, np.ndarray]]  # [B, V F, C] of every distribution at a share removed
 SHOT = 8.0  # mean length of a shot, frames
 FADE = 3.0  # frames in which the scores of a shot fall by e
 
@@ -28,6 +30,26 @@ def make_scores(name: str, seed: int, batch: int, frames: int, cells: int, fract
         raise ValueError(f"no distribution is called {name!r}; use one of {', '.join(DISTRIBUTIONS)}")
     draws = [np.random.default_rng((seed, row)) for row in range(batch)]
     return np.stack([_row(name, rng, frames, cells, fraction) for rng in draws])
+
+
+def scores_by_name(
+    names: Sequence[str],
+    seed: int,
+    batch: int,
+    videos: int,
+    frames: int,
+    cells: int,
+    fixed: Mapping[str, np.ndarray] | None = None,
+) -> Scores:
+    """Scores [B, V F, C] of rows of several videos, every video another draw; `fixed` ones by name in their place."""
+
+    def draw(name: str, fraction: Fraction) -> np.ndarray:
+        if fixed and name in fixed:
+            return fixed[name]
+        scores = make_scores(name, seed, batch * videos, frames, cells, fraction)  # [B V, F, C]
+        return scores.reshape(batch, videos * frames, cells)
+
+    return lambda fraction: {name: draw(name, fraction) for name in names}
 
 
 def _row(name: str, rng: np.random.Generator, frames: int, cells: int, fraction: Fraction) -> np.ndarray:

@@ -1,7 +1,7 @@
 """`bench infer`: prefill, time to first token and decoding, pruned against unpruned, also at another frame count."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -13,9 +13,11 @@ import numpy as np
 
 from sttts_jax.bench.bound import decode_bytes, decode_flops
 from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compare
-from sttts_jax.bench.pruning import Scores
+from sttts_jax.bench.distributions import Scores
+from sttts_jax.bench.record import Result
 from sttts_jax.bench.rows import UNPRUNED, Load
-from sttts_jax.bench.timing import Compiled, Trial
+from sttts_jax.bench.settings import Settings, check_known
+from sttts_jax.bench.timing import Compiled, Trial, matmul_ceiling
 from sttts_jax.infer.decode import DecodeState, begin, go_on
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.train.state import init_params
@@ -74,6 +76,37 @@ class _Ready:
     first: WholeProgram
     later: WholeProgram
     counts: np.ndarray | None
+
+
+def run(
+    settings: Settings,
+    command: str,
+    say: Say,
+    *,
+    baseline_frames: Sequence[int],
+    text: int,
+    whats: Sequence[str],
+    tokens: int,
+    vit: Mapping[str, int],
+    llm: Mapping[str, int],
+) -> Result:
+    """The whole measurement, a comparison for every frame count with the unpruned one of `baseline_frames`.
+
+    `vit`, `llm`: sizes in the place of the preset's. Raises ValueError with one sentence before anything is compiled.
+    """
+    check_known("--what", whats, WHATS)
+    vlm, reduced = settings.check().model(vit, llm, say)
+    plans = []
+    for frames, other in zip(settings.frames, baseline_frames, strict=True):
+        load, unpruned = (settings.load(vlm, n, 1, text, "none") for n in (frames, other))
+        draws = settings.draws(frames, vlm.vit.cell_grid)
+        shared = settings.fractions, settings.packings, whats, tokens, draws, settings.rounds
+        plans.append(InferPlan(unpruned, load, *shared))
+    load = plans[0].load
+    ceiling = matmul_ceiling(load.dtype)
+    found = [measure(plan, ceiling, say) for plan in plans]
+    head = settings.header(vlm, load, reduced, ceiling, command)
+    return Result.of(f"inference of {settings.preset}, {load.widths}", head, found)
 
 
 def measure(plan: InferPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], list[ModelRow]]:

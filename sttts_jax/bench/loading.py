@@ -7,6 +7,7 @@ is timed whole, with so many decoding threads each time. All take turns, so that
 import dataclasses
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -18,28 +19,33 @@ import grain
 import numpy as np
 from rich.table import Table
 
+from sttts_jax.bench.record import place, show, versions
 from sttts_jax.bench.timing import quartiles
-from sttts_jax.data.config import DataConfig
+from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, data_config
 from sttts_jax.data.image import resize
 from sttts_jax.data.mixture import mix
 from sttts_jax.data.packing import Item, pack, stack
 from sttts_jax.data.pipeline import train_batches
-from sttts_jax.data.prompt import build_example
+from sttts_jax.data.prompt import build_example, target_text, user_text
 from sttts_jax.data.reader import Reader
 from sttts_jax.data.record import Record, RecordError
 from sttts_jax.data.sources.registry import Records, open_source
-from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.data.video import Video, VideoError, decode
-from sttts_jax.pruning.budget import n_drop
+from sttts_jax.paths import PathLike, write_json
+from sttts_jax.pruning.budget import n_drop, row_capacity
 
 STAGES = ("read", "decode", "resize", "prompt", "pack", "batch")
 PIPELINE = "pipeline"
 SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"}
 MB = 1e6
+VOCAB = 512  # rows of a tokenizer that is trained on the data's own text
+TEXTS = 200  # records whose text it is trained on
+STAMP = 12  # tokens of a frame that are not cells: markers and a time
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """One line of the result. The contract of the JSON file: names stay, more may come.
 
     what            a stage, or "pipeline"
@@ -68,7 +74,92 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadingSettings:
+    """The arguments of the command by their names.
+
+    data, split, data_dir   a dataset, a JSONL file or a folder of video files
+    frames, max_fps, size   of a video at most, frames a second at most, height and width of a frame
+    cells, k                of a frame, and the share of them that the model removes
+    videos, text, rows      in a row at most, room for text in a row (tokens), rows of a batch
+    tokenizer               a directory, None: one that is trained on the data's text
+    the others              as in `LoadingPlan`
+    """
+
+    data: str
+    split: str
+    data_dir: str | None
+    frames: int
+    max_fps: float
+    size: int
+    cells: int
+    k: str
+    videos: int
+    text: int
+    rows: int
+    tokenizer: str | None
+    workers: Sequence[int]
+    records: int
+    batches: int
+    rounds: int
+    step_s: float | None
+    seed: int
+
+    def config(self, folder: str) -> DataConfig:
+        """Of the pipeline; what a folder of videos holds is listed in `folder`."""
+        frames = self.frames * self.videos
+        kept = row_capacity(frames, self.k, self.cells, self.videos)
+        source = (file_source(self.data, folder), 1.0, self.split, self.data_dir or DEFAULT_DATA_DIR)
+        return data_config(
+            sources=(source,),
+            max_frames=self.frames,
+            max_fps=self.max_fps,
+            image_size=self.size,
+            cells=self.cells,
+            fraction=self.k,
+            frames_per_row=frames,
+            items_per_row=self.videos,
+            row_length=kept + STAMP * frames + self.text,
+            rows=self.rows,
+            seed=self.seed,
+        )
+
+    def read_tokenizer(self, config: DataConfig, folder: str) -> Tokenizer:
+        """The one that is given, or one that is trained on the text of the first records and kept in `folder`."""
+        if self.tokenizer:
+            return Tokenizer.load(self.tokenizer)
+        records, texts = open_source(config.sources[0]), []
+        for index in range(min(len(records), TEXTS)):
+            try:
+                texts += [f"user\n{user_text(m)}\nassistant\n{target_text(m)}" for m in records[index].messages]
+            except RecordError:  # counted where it is measured
+                continue
+        return train_tokenizer(texts, folder, VOCAB)
+
+
+def run(settings: LoadingSettings, command: str, say: Callable[[str], None], path: PathLike | None) -> None:
+    """The whole measurement: prints a table and writes `path`, if any. Raises ValueError with one sentence."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings.config(folder)
+        tokenizer = settings.read_tokenizer(config, folder)
+        counts = settings.workers, settings.records, settings.batches, settings.rounds, settings.step_s
+        rows = measure(LoadingPlan(config, *counts), tokenizer, say)
+    where, shape = place(command), config.row_shape
+    if path:
+        names = ("data", "k", "records", "batches", "rounds", "seed", "step_s")
+        sizes = {"frames": shape.frames, "size": shape.size, "row_length": shape.length, "rows": config.rows}
+        head = {**where, **{name: getattr(settings, name) for name in names}, "sizes": sizes, **versions()}
+        write_json(path, {**head, "rows": [row.as_json() for row in rows]})
+    height, width = shape.size
+    title = f"{settings.data}: rows of {shape.frames} frames at {width} x {height}, {where['host']}"
+    table = rows_table(rows)
+    if settings.step_s is not None:
+        table.caption = f"fed: a step of {settings.step_s:g} s over the seconds of a batch of {config.rows} rows"
+        table.caption_justify = "left"
+    show(title, table)
+
+
+@dataclass(frozen=True)
+class LoadingPlan:
     """What to measure: `records` for the stages of a round, at least `batches` for each pipeline, `workers`."""
 
     config: DataConfig
@@ -79,7 +170,7 @@ class Plan:
     step_s: float | None = None
 
 
-def measure(plan: Plan, tokenizer: Tokenizer, say: Callable[[str], None]) -> list[Row]:
+def measure(plan: LoadingPlan, tokenizer: Tokenizer, say: Callable[[str], None]) -> list[StageRow]:
     """Stages, then pipelines. One round before the first warms up and is not counted. Raises ValueError for data of
     which no record can be used.
     """
@@ -121,7 +212,7 @@ def file_source(path: str, folder: str) -> str:
     return f"jsonl:{listing}"
 
 
-def rows_table(rows: Sequence[Row]) -> Table:
+def rows_table(rows: Sequence[StageRow]) -> Table:
     """One line a stage, one a number of workers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("what", no_wrap=True)
@@ -143,14 +234,14 @@ def rows_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _rows(plan: Plan, stages: np.ndarray, pipelines: np.ndarray, frames: float, size: float) -> list[Row]:
+def _rows(plan: LoadingPlan, stages: np.ndarray, pipelines: np.ndarray, frames: float, size: float) -> list[StageRow]:
     """stages [rounds, stages] and pipelines [rounds, workers], seconds of a row; frames and bytes of a row."""
 
-    def row(what: str, seconds: np.ndarray, **fields: Any) -> Row:
+    def row(what: str, seconds: np.ndarray, **fields: Any) -> StageRow:
         middle, *spread = quartiles(seconds)
         rates = {"per_s": 1 / middle, "frames_per_s": frames / middle, "mb_per_s": size / MB / middle}
         nothing = {"workers": None, "share": None, "speedup": None, "fed": None}
-        return Row(what=what, seconds=middle, spread=(spread[0], spread[1]), **{**nothing, **rates, **fields})
+        return StageRow(what=what, seconds=middle, spread=(spread[0], spread[1]), **{**nothing, **rates, **fields})
 
     shares = np.median(stages / stages.sum(axis=1, keepdims=True), axis=0)
     found = [row(name, stages[:, i], share=float(shares[i])) for i, name in enumerate(STAGES)]
@@ -162,7 +253,7 @@ def _rows(plan: Plan, stages: np.ndarray, pipelines: np.ndarray, frames: float, 
     return found
 
 
-def _stage_seconds(plan: Plan, source: Records, tokenizer: Tokenizer, number: int) -> list[float]:
+def _stage_seconds(plan: LoadingPlan, source: Records, tokenizer: Tokenizer, number: int) -> list[float]:
     """Seconds of every stage for one row; round after round goes on through the records."""
     spent = dict.fromkeys(STAGES, 0.0)
     items: list[Item] = []
@@ -219,7 +310,7 @@ def _timed(spent: dict[str, float], stage: str, work: Callable[[], Any]) -> Any:
     return result
 
 
-def _pipeline_seconds(plan: Plan, tokenizer: Tokenizer, workers: int) -> tuple[float, float, float]:
+def _pipeline_seconds(plan: LoadingPlan, tokenizer: Tokenizer, workers: int) -> tuple[float, float, float]:
     """(seconds, frames, bytes) of a row, in whole bursts; the one that starts the pipeline is not counted.
 
     Packing gives its open rows away all at once: after the first batch of such a burst the others cost nothing.

@@ -1,65 +1,27 @@
 """`bench pruning`: how much faster pruned shapes are than unpruned ones, and what share of their bound that is."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from sttts_jax.bench.bound import pass_flops
+from sttts_jax.bench.bound import PASSES, pass_flops
+from sttts_jax.bench.distributions import Scores
+from sttts_jax.bench.record import Result
 from sttts_jax.bench.scopes import SCOPE_CLASSES, Scope, Shapes
-from sttts_jax.bench.timing import Group, Program, Trial, interleave, quartiles
+from sttts_jax.bench.settings import Settings, check_known
+from sttts_jax.bench.sizes import bench_vit
+from sttts_jax.bench.speedup import SpeedupRow, measured
+from sttts_jax.bench.timing import Group, Program, Trial, interleave, matmul_ceiling
+from sttts_jax.models.config import VitConfig
+from sttts_jax.ops.remat import remat_policy
 
 Say = Callable[[str], None]
-Scores = Callable[[Fraction], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the result. The contract of the JSON file: names stay, more may come.
-
-    what            scope: layer, tail or tower
-    k               share of cells removed
-    packing         "staircase" or "bins"; "none" in the rows of the unpruned baseline
-    pass_           "pass" in the file: forward or train
-    speedup         median over rounds of baseline seconds / variant seconds, and its quartiles in `spread`
-    bound           ratio of the FLOPs of the same shapes; `share` is speedup / bound
-    peak_gib        temporary memory that the compiler plans, GiB; `peak_ratio` against the baseline
-    compilations    executables that all distributions of this variant needed together
-    seconds         median, and quartiles in `seconds_spread`
-    flops           of one run, analytic, without padding; `flops_per_s` is what was achieved of them
-    mfu             flops_per_s against the measured ceiling of a matrix product
-    """
-
-    what: str
-    k: float
-    frames: int
-    distribution: str
-    packing: str
-    pass_: str
-    speedup: float
-    spread: tuple[float, float]
-    bound: float
-    share: float
-    peak_gib: float
-    peak_ratio: float
-    compilations: int
-    compile_s: float
-    seconds: float
-    seconds_spread: tuple[float, float]
-    flops: float
-    flops_per_s: float
-    mfu: float
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as it stands in the file."""
-        return {name.rstrip("_"): value for name, value in dataclasses.asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Plan:
+class PruningPlan:
     """What to compare: shapes, and every combination of the lists. `scores` gives [B, F, C] by name of distribution."""
 
     scope: str
@@ -81,7 +43,55 @@ class _Variant:
     counts: np.ndarray | None
 
 
-def measure(plan: Plan, ceiling: float, say: Say) -> tuple[list[Row], list[Row]]:
+def run(
+    settings: Settings,
+    command: str,
+    say: Say,
+    *,
+    scope: str,
+    passes: Sequence[str],
+    remat: str | None,
+    sizes: Mapping[str, int],
+) -> Result:
+    """The whole measurement, a comparison for every frame count; `sizes` of the ViT in the place of the preset's.
+
+    Raises ValueError with one sentence before anything is compiled.
+    """
+    vit, reduced = bench_vit(settings.preset, reduce=settings.reduce, **sizes)
+    if reduced:
+        width = f"a quarter of its width ({vit.width})"
+        say(f"no accelerator: {settings.preset} runs at {width}; --full_width runs it whole")
+    plans = _plans(settings.check(), vit, scope, passes, remat)
+    shapes = plans[0].shapes
+    ceiling = matmul_ceiling(shapes.dtype)
+    found = [measure(plan, ceiling, say) for plan in plans]
+    head = settings.header(vit, shapes, reduced, ceiling, command)
+    title = f"{scope} of {settings.preset}, width {vit.width}"
+    return Result.of(title, head, found)
+
+
+def _plans(
+    settings: Settings, vit: VitConfig, scope: str, passes: Sequence[str], remat: str | None
+) -> list[PruningPlan]:
+    check_known("--pass", passes, PASSES)
+    if scope != "layer" and vit.layers < vit.prune_after + 3:
+        raise ValueError(
+            f"{settings.preset} has no block after the drop; use --scope layer or a preset with more blocks"
+        )
+    remat = remat or ("none" if scope == "layer" else "full")
+    remat_policy(remat)
+    if scope == "layer" and remat != "none":
+        raise ValueError(f"--remat {remat} has no effect on one block; leave it out, or use --scope tail or tower")
+    kernels = settings.kernels(vit.patches)
+    plans = []
+    for frames in settings.frames:
+        shapes = Shapes(vit, frames, settings.batch, settings.compute_dtype, remat, settings.seed, kernels)
+        draws = settings.draws(frames, vit.cell_grid)
+        plans.append(PruningPlan(scope, shapes, settings.fractions, settings.packings, passes, draws, settings.rounds))
+    return plans
+
+
+def measure(plan: PruningPlan, ceiling: float, say: Say) -> tuple[list[SpeedupRow], list[SpeedupRow]]:
     """(rows of the pruned variants, one row of the baseline for every pass).
 
     Everything of a pass is compiled, then timed in turns. `ceiling`: FLOP/s of a matrix product, for `mfu`.
@@ -95,7 +105,9 @@ def measure(plan: Plan, ceiling: float, say: Say) -> tuple[list[Row], list[Row]]
     return rows, baselines
 
 
-def _measure_pass(plan: Plan, scope: Scope, name: str, ceiling: float, say: Say) -> tuple[list[Row], Row]:
+def _measure_pass(
+    plan: PruningPlan, scope: Scope, name: str, ceiling: float, say: Say
+) -> tuple[list[SpeedupRow], SpeedupRow]:
     train = name == "train"
     function, args = scope.baseline(train)
     program = Program(function)
@@ -115,7 +127,7 @@ def _measure_pass(plan: Plan, scope: Scope, name: str, ceiling: float, say: Say)
     return rows, make(base, everything, np.ones(1))
 
 
-def _variants(plan: Plan, scope: Scope, train: bool, fraction: Fraction) -> list[_Variant]:
+def _variants(plan: PruningPlan, scope: Scope, train: bool, fraction: Fraction) -> list[_Variant]:
     variants = []
     scores = plan.scores(fraction)
     for packing in plan.packings:
@@ -127,39 +139,16 @@ def _variants(plan: Plan, scope: Scope, train: bool, fraction: Fraction) -> list
     return variants
 
 
-def measured(
-    trial: Trial, base: Trial, seconds: np.ndarray, ratios: np.ndarray, bound: float, flops: float, ceiling: float
-) -> dict[str, Any]:
-    """The fields of a `Row` that come from its times [rounds], their ratios to the baseline's, and the two programs."""
-    speedup, *spread = quartiles(ratios)
-    middle, *seconds_spread = quartiles(seconds)
-    peak, of = trial.compiled.peak_gib, base.compiled.peak_gib
-    return {
-        "speedup": speedup,
-        "spread": tuple(spread),
-        "bound": bound,
-        "share": speedup / bound,
-        "peak_gib": peak,
-        "peak_ratio": peak / of if of else 0.0,
-        "compile_s": trial.compiled.compile_s,
-        "seconds": middle,
-        "seconds_spread": tuple(seconds_spread),
-        "flops": flops,
-        "flops_per_s": flops / middle,
-        "mfu": flops / middle / ceiling,
-    }
-
-
 @dataclass(frozen=True)
 class _RowMaker:
-    plan: Plan
+    plan: PruningPlan
     name: str
     base: _Variant
     ceiling: float
 
-    def __call__(self, variant: _Variant, seconds: np.ndarray, ratios: np.ndarray) -> Row:
+    def __call__(self, variant: _Variant, seconds: np.ndarray, ratios: np.ndarray) -> SpeedupRow:
         flops, bound = self._flops(variant), self._flops(self.base) / self._flops(variant)
-        return Row(
+        return SpeedupRow(
             what=self.plan.scope,
             k=float(variant.fraction),
             frames=self.plan.shapes.frames,

@@ -1,55 +1,66 @@
 """What a run leaves behind: a header that says where it ran, a JSON file, a table, a plot."""
 
-import dataclasses
 import importlib.metadata
 import io
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 import sttts_jax
 from sttts_jax.bench.compare import ModelRow
-from sttts_jax.bench.pruning import Row
+from sttts_jax.bench.speedup import SpeedupRow
 from sttts_jax.bench.timing import GIB
-from sttts_jax.models.config import VitConfig, VlmConfig
 from sttts_jax.paths import PathLike, write_bytes, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+WIDTH = 200  # of lines in a file or a pipe, where nothing tells: whole tables
 
 
-def header(
-    sizes: VitConfig | VlmConfig,
-    *,
-    dtype: Any,
-    batch: int,
-    seed: int,
-    rounds: int,
-    remat: str,
-    attention: str,
-    reduced: bool,
-    ceiling: float,
-    command: str,
-) -> dict[str, Any]:
-    """Where and on what the rows were measured; `ceiling` is the FLOP/s of a matrix product that `mfu` refers to."""
-    return {
-        **place(command),
-        "dtype": jax.numpy.dtype(dtype).name,
-        "sizes": dataclasses.asdict(sizes),
-        "reduced": reduced,
-        "batch": batch,
-        "seed": seed,
-        "rounds": rounds,
-        "remat": remat,
-        "attention": attention,
-        "matmul_flops_per_s": ceiling,
-        **versions(),
-    }
+@dataclass(frozen=True)
+class Result:
+    """A measurement that is done: `head` says where and on what, `rows` of pruned variants, `baselines` unpruned."""
+
+    title: str
+    head: dict[str, Any]
+    rows: list[SpeedupRow]
+    baselines: list[SpeedupRow]
+
+    @classmethod
+    def of(
+        cls, title: str, head: dict[str, Any], parts: Iterable[tuple[Sequence[SpeedupRow], Sequence[SpeedupRow]]]
+    ) -> "Result":
+        """All rows and all baselines of several comparisons; the title tells dtype, device and rounds as well."""
+        rows, baselines = zip(*parts, strict=True)
+        title = f"{title}, {head['dtype']}, {head['device']}, {head['rounds']} rounds"
+        return cls(title, head, [x for part in rows for x in part], [x for part in baselines for x in part])
+
+    def write(self, json: PathLike | None, plot: PathLike | None) -> None:
+        """The files that are wanted."""
+        if json:
+            write_rows(json, self.head, self.rows, self.baselines)
+        if plot:
+            write_plot(plot, self.rows, self.title)
+
+    def show(self) -> None:
+        """Prints the table."""
+        show(self.title, rows_table(self.rows, self.baselines))
+
+
+def show(title: str, table: Table) -> None:
+    """Prints a table of results below its title."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(f"\n{title}\n", highlight=False)
+    console.print(table)
 
 
 def place(command: str) -> dict[str, Any]:
@@ -80,13 +91,15 @@ def device_peak_gib() -> float | None:
     return stats["peak_bytes_in_use"] / GIB if "peak_bytes_in_use" in stats else None
 
 
-def write_rows(path: PathLike, head: Mapping[str, Any], rows: Sequence[Row], baselines: Sequence[Row]) -> None:
+def write_rows(
+    path: PathLike, head: Mapping[str, Any], rows: Sequence[SpeedupRow], baselines: Sequence[SpeedupRow]
+) -> None:
     """The JSON file: the header's fields, what the device held at most, `baselines`, `rows`."""
     lines = {"baselines": [row.as_json() for row in baselines], "rows": [row.as_json() for row in rows]}
     write_json(path, {**head, "device_peak_gib": device_peak_gib(), **lines})
 
 
-def rows_table(rows: Sequence[Row], baselines: Sequence[Row]) -> Table:
+def rows_table(rows: Sequence[SpeedupRow], baselines: Sequence[SpeedupRow]) -> Table:
     """One line a variant, after that of the baseline that it is compared with."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     if any(isinstance(row, ModelRow) for row in baselines):
@@ -105,27 +118,27 @@ def rows_table(rows: Sequence[Row], baselines: Sequence[Row]) -> Table:
     return table
 
 
-def _baseline_of(row: Row) -> tuple[Any, ...]:
+def _baseline_of(row: SpeedupRow) -> tuple[Any, ...]:
     """What a row and its baseline have in common."""
     if isinstance(row, ModelRow):
         return row.what, row.baseline_frames, row.text
     return row.what, row.pass_, row.frames
 
 
-def _panel(row: Row) -> str:
+def _panel(row: SpeedupRow) -> str:
     what = row.what if row.what == row.pass_ else f"{row.what}, {row.pass_}"
     against = row.baseline_frames if isinstance(row, ModelRow) else row.frames
     return f"{what}, frames {_held(row)}" + (f" against {against}" if against != row.frames else "")
 
 
-def _held(row: Row) -> str:
+def _held(row: SpeedupRow) -> str:
     """Frames; of a whole model "64 x 2 + 200": two samples of 64 frames and 200 tokens of text."""
     if not isinstance(row, ModelRow):
         return str(row.frames)
     return f"{row.frames} x {row.videos * row.batch} + {row.text}"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: SpeedupRow) -> list[str]:
     pruned = row.packing != "none"
     return [
         row.what,
@@ -146,7 +159,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def write_plot(path: PathLike, rows: Sequence[Row], title: str) -> None:
+def write_plot(path: PathLike, rows: Sequence[SpeedupRow], title: str) -> None:
     """Speed-up with its bound, and share of the bound, by k; a line of panels for every comparison and frame count.
 
     The format is the suffix of `path`: png, svg or pdf.
@@ -172,7 +185,7 @@ def write_plot(path: PathLike, rows: Sequence[Row], title: str) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _draw(speed: Axes, share: Axes, rows: Sequence[Row]) -> None:
+def _draw(speed: Axes, share: Axes, rows: Sequence[SpeedupRow]) -> None:
     series = list(dict.fromkeys((row.packing, row.distribution) for row in rows))
     packings = list(dict.fromkeys(packing for packing, _ in series))
     distributions = list(dict.fromkeys(distribution for _, distribution in series))

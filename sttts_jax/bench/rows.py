@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sttts_jax.data.schema import EXAMPLE_STRIDE, RowShape, empty_rows
+from sttts_jax.data.schema import RowShape, full_rows
 from sttts_jax.models import flops
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.vit import Vit
@@ -42,6 +42,12 @@ class Load:
     attention: str = "xla"
     seed: int = 0
 
+    @property
+    def widths(self) -> str:
+        """The sizes in words."""
+        vit, llm = self.vlm.vit, self.vlm.llm
+        return f"ViT {vit.width} wide with {vit.layers} blocks, language model {llm.width} with {llm.layers}"
+
     def shape(self, fraction: Fraction) -> RowShape:
         """The bucket that these rows fill: at fraction 0 their own unpruned length."""
         vit = self.vlm.vit
@@ -66,25 +72,14 @@ class Load:
 
         Noise, because devices slow down less on pictures and weights that are all alike.
         """
-        shape, vit = self.shape(fraction), self.vlm.vit
-        rng = np.random.default_rng(self.seed)
-        batch = empty_rows(shape, self.batch)
+        rng, vocab = np.random.default_rng(self.seed), self.vlm.llm.vocab
+        batch = full_rows(self.shape(fraction), self.batch, self.videos)
         batch["frames"][:] = rng.integers(0, 256, batch["frames"].shape, np.uint8)
-        batch["frame_item"][:] = np.repeat(np.arange(self.videos), self.frames)
-        batch["frame_prunable"][:] = True
-        cells = self.frames * vit.cells
-        size = cells + self.text
-        used = batch["tokens"][:, : self.videos * size]
-        used[:] = rng.integers(0, self.vlm.llm.vocab, used.shape)
-        for video in range(self.videos):
-            at = slice(video * size, video * size + cells), slice(video * size + cells, (video + 1) * size)
-            batch["cells"][:, at[0]] = np.arange(video * cells, (video + 1) * cells)
-            batch["vision"][:, at[0]] = True
-            batch["targets"][:, at[1]] = rng.integers(0, self.vlm.llm.vocab, (self.batch, self.text))
-            batch["weights"][:, at[1]] = 1.0
-            whole = slice(at[0].start, at[1].stop)
-            batch["example"][:, whole], batch["segment"][:, whole] = video, video * EXAMPLE_STRIDE
-            batch["position"][:, whole] = np.arange(size)
+        used = batch["example"] >= 0  # [B, U]
+        text = used & ~batch["vision"]
+        batch["tokens"][used] = rng.integers(0, vocab, int(used.sum()))
+        batch["targets"][text] = rng.integers(0, vocab, int(text.sum()))
+        batch["weights"][text] = 1.0
         return batch
 
     def counts(self, scores: np.ndarray, fraction: Fraction) -> np.ndarray:

@@ -19,7 +19,7 @@ ATTENTIONS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
-class TorchRow:
+class TorchInputs:
     """One video and its text as torch wants them; C cells of W patches a frame, N patches, S tokens.
 
     pixels float32 [F, N, 3 patch^2] normalised; pooling int [F C, W] index into F N, -1 for none; grid (rows, columns)
@@ -62,7 +62,7 @@ class TorchMolmo2:
         self.model.load_state_dict(weights, strict=True, assign=True)
         self.layers = cfg.vit.feature_layers
 
-    def inputs(self, row: TorchRow) -> dict[str, dict[str, Any]]:
+    def inputs(self, row: TorchInputs) -> dict[str, dict[str, Any]]:
         """The arguments of every method by its name."""
         tensor = self.torch.from_numpy
         types = {"mm_token_type_ids": tensor(row.vision.astype(np.int64))[None]}

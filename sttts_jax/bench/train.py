@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -14,9 +14,12 @@ import numpy as np
 
 from sttts_jax.bench.bound import row_pass_flops
 from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compare
-from sttts_jax.bench.pruning import Scores
+from sttts_jax.bench.distributions import Scores
+from sttts_jax.bench.memory import check_state
+from sttts_jax.bench.record import Result
 from sttts_jax.bench.rows import UNPRUNED, Load
-from sttts_jax.bench.timing import Trial
+from sttts_jax.bench.settings import Settings
+from sttts_jax.bench.timing import Trial, matmul_ceiling
 from sttts_jax.train.config import LossConfig, OptimConfig
 from sttts_jax.train.optimizer import Optimizer
 from sttts_jax.train.state import TrainState, boxed_state, init_params
@@ -82,6 +85,35 @@ class StepTrial(Trial):
         seconds = time.perf_counter() - before
         self.state.keep(new, self.scorer)
         return seconds
+
+
+def run(
+    settings: Settings,
+    command: str,
+    say: Say,
+    *,
+    videos: int,
+    text: int,
+    remat: str,
+    vit: Mapping[str, int],
+    llm: Mapping[str, int],
+) -> Result:
+    """The whole measurement, a comparison for every frame count: rows of `videos` samples with `text` tokens each.
+
+    `vit`, `llm`: sizes in the place of the preset's. Raises ValueError with one sentence before anything is compiled.
+    """
+    vlm, reduced = settings.check().model(vit, llm, say)
+    plans = []
+    for frames in settings.frames:
+        load = settings.load(vlm, frames, videos, text, remat)
+        draws = settings.draws(frames, vlm.vit.cell_grid, videos)
+        plans.append(TrainPlan(load, settings.fractions, settings.packings, draws, settings.rounds))
+    load = plans[0].load
+    check_state(load)
+    ceiling = matmul_ceiling(load.dtype)
+    found = [measure(plan, ceiling, say) for plan in plans]
+    head = settings.header(vlm, load, reduced, ceiling, command)
+    return Result.of(f"training step of {settings.preset}, {load.widths}, remat {load.remat}", head, found)
 
 
 def measure(plan: TrainPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], list[ModelRow]]:

@@ -148,6 +148,23 @@ def empty_rows(shape: RowShape, rows: int) -> dict[str, np.ndarray]:
     return {name: np.full(dims, features[name].padding, kind) for name, (dims, kind) in batch_spec(shape, rows).items()}
 
 
+def full_rows(shape: RowShape, rows: int, videos: int = 1) -> dict[str, np.ndarray]:
+    """A batch of rows that `videos` of equal length fill, the cells of each before its text; black, wordless."""
+    batch = empty_rows(shape, rows)
+    frames = shape.frames // videos
+    cells, size = frames * shape.cells, shape.length // videos + n_drop(frames, shape.fraction, shape.cells)
+    batch["frame_item"][:] = np.repeat(np.arange(videos), frames)
+    batch["frame_prunable"][:] = True
+    for video in range(videos):
+        tokens = slice(video * size, (video + 1) * size)
+        batch["example"][:, tokens], batch["segment"][:, tokens] = video, video * EXAMPLE_STRIDE
+        batch["position"][:, tokens] = np.arange(size)
+        vision = slice(video * size, video * size + cells)
+        batch["cells"][:, vision] = np.arange(video * cells, (video + 1) * cells)
+        batch["vision"][:, vision] = True
+    return batch
+
+
 def kept_cells(frame_item: np.ndarray, frame_prunable: np.ndarray, shape: RowShape) -> int:
     """Cells of one row that survive: int32 [F], bool [F] -> sum over its videos of n_kept, and every cell of its
     images.

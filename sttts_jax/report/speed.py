@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sttts_jax.data.device import to_device
-from sttts_jax.data.schema import RowShape, empty_rows
+from sttts_jax.data.schema import RowShape, full_rows
 from sttts_jax.infer.checkpoint import Checkpoint
 
 ROUNDS = 9
@@ -46,16 +46,3 @@ def _program(checkpoint: Checkpoint, shape: RowShape, rows: int) -> Callable[[],
         key = checkpoint.key(0)
         compiled = jax.jit(prefill).lower(checkpoint.params, arrays, key).compile()
     return lambda: compiled(checkpoint.params, arrays, key)
-
-
-def full_rows(shape: RowShape, rows: int) -> dict[str, np.ndarray]:
-    """A batch of rows without padding: one video of F black frames, then text up to U tokens."""
-    batch = empty_rows(shape, rows)
-    cells = shape.frames * shape.cells
-    batch["frame_item"][:] = 0
-    batch["frame_prunable"][:] = True
-    batch["example"][:] = batch["segment"][:] = 0
-    batch["cells"][:, :cells] = np.arange(cells)
-    batch["vision"][:, :cells] = True
-    batch["position"][:] = np.arange(shape.unpruned)
-    return batch

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sttts_jax.cli.bench import command as bench
+from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
 from tests.aot import run_for_tpu
 
 COMPILE = textwrap.dedent(
     """
     import sys
-    from sttts_jax.cli.bench import command as bench
+    from sttts_jax.cli import bench
     from sttts_jax.cli.main import run
 
     words = ["tpu", "--chip", sys.argv[1][:3], "--preset", "tiny", "--frames", "64", "--k", "0.5", "--json", "FILE"]

@@ -13,7 +13,7 @@ from sttts_jax.bench.bound import decode_bytes, decode_flops
 from sttts_jax.bench.distributions import make_scores
 from sttts_jax.bench.infer import InferPlan, fresh_params, measure
 from sttts_jax.bench.rows import UNPRUNED, Load
-from sttts_jax.cli.bench import command as bench
+from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
 from sttts_jax.models import flops
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig

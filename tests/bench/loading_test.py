@@ -1,14 +1,13 @@
 """`bench data` end to end on small videos: every stage is there, numbers fit together, and it refuses in a sentence."""
 
-import argparse
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from sttts_jax.bench.loading import PIPELINE, STAGES, Plan, _rows, file_source, rows_table
-from sttts_jax.cli.bench import data as _bench_data
+from sttts_jax.bench.loading import PIPELINE, STAGES, LoadingPlan, _rows, file_source, rows_table
+from sttts_jax.cli import bench
 from sttts_jax.data.config import data_config
 from sttts_jax.data.sources.encode import encode_mp4
 
@@ -26,10 +25,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def _run(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    _bench_data.add(parser.add_subparsers().add_parser)
-    args = parser.parse_args(["data", *words])
-    return args.measure(args, "sttts-jax bench data")
+    return bench.main(["data", *words])
 
 
 def test_a_folder_of_videos(videos: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +74,7 @@ def test_nothing_that_can_be_used(tmp_path: pathlib.Path) -> None:
 
 def test_a_step_that_is_not_fed() -> None:
     config = data_config(sources=(("shapes_video_qa",),), rows=4)
-    plan = Plan(config, [1, 2], records=1, batches=1, rounds=3, step_s=2.0)
+    plan = LoadingPlan(config, [1, 2], records=1, batches=1, rounds=3, step_s=2.0)
     pipelines = np.array([[1.0, 0.5], [1.0, 0.25], [2.0, 0.5]])
     stages = np.tile(np.arange(1.0, 7.0), (3, 1))
     rows = _rows(plan, stages, pipelines, frames=8.0, size=4e6)

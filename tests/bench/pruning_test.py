@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from sttts_jax.bench.distributions import DISTRIBUTIONS, make_scores
-from sttts_jax.bench.pruning import Row
 from sttts_jax.bench.record import rows_table, write_plot
 from sttts_jax.bench.scopes import SCOPE_CLASSES, Shapes
 from sttts_jax.bench.sizes import bench_vit
+from sttts_jax.bench.speedup import SpeedupRow
 from sttts_jax.bench.timing import Group, Program, Trial, interleave, quartiles
-from sttts_jax.cli.bench import command as bench
+from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
 from sttts_jax.models.presets import preset
 
@@ -124,11 +124,11 @@ def test_turns_begin_elsewhere_each_round() -> None:
     assert quartiles(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == (3, 2, 4)
 
 
-def _row(**changes: Any) -> Row:
+def _row(**changes: Any) -> SpeedupRow:
     fields: dict[str, Any] = dict(what="layer", k=0.3, frames=4, distribution="uniform", packing="staircase")
     fields |= dict(pass_="forward", speedup=1.4, spread=(1.3, 1.5), bound=1.5, share=0.93, peak_gib=0.1, peak_ratio=0.7)
     fields |= dict(compilations=1, compile_s=1.0, seconds=0.1, seconds_spread=(0.1, 0.1), flops=1e9)
-    return Row(**{**fields, "flops_per_s": 1e10, "mfu": 0.5, **changes})
+    return SpeedupRow(**{**fields, "flops_per_s": 1e10, "mfu": 0.5, **changes})
 
 
 def test_plot_and_table_of_several_frame_counts(tmp_path: pathlib.Path) -> None:

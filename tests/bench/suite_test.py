@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import pytest
 
 from sttts_jax.bench.compare import ModelRow
-from sttts_jax.bench.pruning import Row
-from sttts_jax.bench.suite import run_suite
-from sttts_jax.bench.suite_parts import Part, Scene, held, parts_of, scene
-from sttts_jax.bench.suite_targets import targets
-from sttts_jax.cli.bench import command as bench
+from sttts_jax.bench.speedup import SpeedupRow
+from sttts_jax.bench.suite import Part, parts_of, run_suite
+from sttts_jax.bench.targets import targets
+from sttts_jax.bench.testbed import Testbed, fitted, testbed
+from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
 from sttts_jax.models.presets import preset
 
@@ -37,7 +37,7 @@ def _row(**changes: Any) -> ModelRow:
     return ModelRow(**{**fields, **changes})
 
 
-def _part(name: str, rows: Sequence[Row] | Exception, **changes: Any) -> Part:
+def _part(name: str, rows: Sequence[SpeedupRow] | Exception, **changes: Any) -> Part:
     def measure(fractions: Sequence[Fraction], ceiling: float, say: Any) -> Any:
         if isinstance(rows, Exception):
             raise rows
@@ -115,9 +115,9 @@ def test_a_part_that_does_not_fit_the_device_is_left_out() -> None:
         _run([_part("first", jax.errors.JaxRuntimeError("INTERNAL: no"))], 100)
 
 
-def _accelerator() -> Scene:
+def _accelerator() -> Testbed:
     model = preset("molmo2-4b")
-    return Scene(False, "molmo2-4b", jnp.bfloat16, "xla", model, model, 64, (200, 2250), True, ())
+    return Testbed(False, "molmo2-4b", jnp.bfloat16, "xla", model, model, 64, (200, 2250), True, ())
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def _accelerator() -> Scene:
     ],
 )
 def test_as_much_of_the_model_as_the_device_holds(gib: float, blocks: tuple[int, ...], sentence: str) -> None:
-    found = held(_accelerator(), gib)
+    found = fitted(_accelerator(), gib)
     assert (found.trained.vit.layers, found.trained.llm.layers, found.served.vit.layers) == blocks
     assert sentence in found.said[0] and len(found.said) == 1
     assert found.whole == (blocks[0] == 25)
     with pytest.raises(ValueError, match="the device holds 2.0 GiB, too few for an eighth of the model"):
-        held(_accelerator(), 2)
+        fitted(_accelerator(), 2)
 
 
 def test_the_parts_of_an_accelerator_and_of_a_cpu() -> None:
@@ -145,7 +145,7 @@ def test_the_parts_of_an_accelerator_and_of_a_cpu() -> None:
         "one ViT block, 64 frames",
         "training, 64 frames x 2, 2250 text tokens",
     ]
-    assert [part.name for part in parts_of(scene(), fractions)] == NAMES
+    assert [part.name for part in parts_of(testbed(), fractions)] == NAMES
     half = parts_of(_accelerator(), fractions)[0].smaller
     assert half is not None and half().name.endswith("200 text tokens, 12 ViT and 18 language model blocks")
     # All of it in ten minutes of a device with 700 TFLOP/s in matrix products.

@@ -1,6 +1,5 @@
 """Our forward pass and transformers' Molmo2 are the same function of the same weights; and `bench torch` end to end."""
 
-import argparse
 import builtins
 import dataclasses
 import functools
@@ -15,7 +14,7 @@ import pytest
 
 from sttts_jax.bench.against_torch import PARTS, Case, Ours, _difference, _in_torch_order, measure
 from sttts_jax.bench.torch_reference import ATTENTIONS, TorchMolmo2, config_fields, import_torch, share
-from sttts_jax.cli.bench import torch as _bench_torch
+from sttts_jax.cli import bench
 from sttts_jax.convert.piece import tensors_of
 from sttts_jax.convert.table import pieces
 from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig, YarnConfig
@@ -68,7 +67,7 @@ def _tensors(params: Any, cfg: VlmConfig) -> dict[str, np.ndarray]:
 
 def _theirs(name: str, part: str, params: Any, attention: str = "sdpa") -> Any:
     model = TorchMolmo2(MODELS[name], share(_tensors(params, MODELS[name])), attention)
-    return model.call(part, model.inputs(_ours(name).torch_row())[part])
+    return model.call(part, model.inputs(_ours(name).torch_inputs())[part])
 
 
 @pytest.mark.torch
@@ -143,10 +142,7 @@ def test_rows_say_which_attention_is_best() -> None:
 
 
 def _run(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    _bench_torch.add(parser.add_subparsers().add_parser)
-    args = parser.parse_args(["torch", *words])
-    return args.measure(args, "sttts-jax bench torch")
+    return bench.main(["torch", *words])
 
 
 @pytest.mark.torch

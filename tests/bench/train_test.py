@@ -18,7 +18,7 @@ from sttts_jax.bench.memory import infer_gib, state_gib, train_gib
 from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.sizes import bench_vlm, thinned
 from sttts_jax.bench.train import fresh
-from sttts_jax.cli.bench import command as bench
+from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
 from sttts_jax.data.schema import check_batch
 from sttts_jax.models import flops

@@ -2,7 +2,7 @@
 
 import sys
 
-from sttts_jax.cli.bench.command import main
+from sttts_jax.cli.bench import main
 from sttts_jax.cli.main import run
 
 sys.exit(run("bench", main))

@@ -1,20 +1,36 @@
-"""Arguments that the benchmarks share: how they are declared, read, and refused in one sentence."""
+"""Arguments that the subcommands of bench share: how they are declared, read, and refused in one sentence."""
 
 import argparse
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # these import jax, which --help and wrong arguments do without
-    from sttts_jax.bench.pruning import Scores
-    from sttts_jax.bench.rows import Load
-    from sttts_jax.models.config import VlmConfig
+from etils import epy
 
-Add = Callable[..., argparse.ArgumentParser]
+from sttts_jax.cli.arguments import check_at_least_one, words
+from sttts_jax.pruning.budget import as_fraction
+
+with epy.lazy_imports():  # with jax, which --help and wrong arguments do without
+    from sttts_jax.bench import settings
+
+if TYPE_CHECKING:
+    Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 PLOTS = (".png", ".svg", ".pdf")
 VIT_SIZES = ("width", "heads", "head_dim", "mlp", "layers")
 LLM_SIZES = ("width", "heads", "kv_heads", "head_dim", "mlp", "layers", "vocab")
+
+
+def subcommand(
+    subcommands: "Subcommands", name: str, line: str, text: str, measure: Callable[[argparse.Namespace, str], None]
+) -> argparse.ArgumentParser:
+    """A parser whose `measure` gets the arguments and the command; `line` stands in the list, `text` in its help."""
+    parser = subcommands.add_parser(
+        name, help=line, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(measure=measure)
+    return parser
 
 
 def add_comparison(parser: argparse.ArgumentParser, *, frames: str, k: str, rounds: int, whose: str) -> None:
@@ -53,21 +69,41 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--llm_{name}", type=int, help="instead of the preset's")
 
 
-def words(text: str, flag: str, known: Sequence[str] = ()) -> list[str]:
-    """The different words of a list with commas. Raises ValueError if there is none, or one that is not `known`."""
-    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not found:
-        raise ValueError(f"{flag} is empty; give one or more, separated by commas")
-    wrong = [word for word in found if known and word not in known]
-    if wrong:
-        raise ValueError(f"{flag} {wrong[0]} is unknown; choose from {', '.join(known)}")
-    return found
+def comparison(args: argparse.Namespace) -> "settings.Settings":
+    """What `add_comparison` asked. Raises ValueError for what is wrong by itself."""
+    check_at_least_one(args, "batch", "rounds")
+    check_files(args)
+    return settings.Settings(
+        preset=args.preset,
+        frames=frame_counts(args.frames),
+        batch=args.batch,
+        fractions=fractions(args.k),
+        packings=words(args.packing, "--packing"),
+        distributions=words(args.distributions, "--distributions") if args.distributions else (),
+        scores=args.scores,
+        rounds=args.rounds,
+        dtype=args.dtype,
+        attention=args.attention,
+        full_width=args.full_width,
+        seed=args.seed,
+    )
 
 
-def fractions(text: str) -> list[Any]:
+def models(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model` asked: {"text": tokens, "vit": its given sizes, "llm": likewise}."""
+    check_at_least_one(args, "text")
+    return {"text": args.text, "vit": sizes(args, VIT_SIZES, "vit_"), "llm": sizes(args, LLM_SIZES, "llm_")}
+
+
+def sizes(args: argparse.Namespace, names: Sequence[str], prefix: str = "") -> dict[str, int]:
+    """{name: number} of the sizes that were given. Raises ValueError for one below 1."""
+    check_at_least_one(args, *(prefix + name for name in names))
+    given = {name: getattr(args, prefix + name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def fractions(text: str) -> list[Fraction]:
     """The shares of --k, exact."""
-    from sttts_jax.pruning.budget import as_fraction
-
     found = [as_fraction(word) for word in words(text, "--k")]
     if 0 in found:
         raise ValueError("--k 0 removes nothing; the unpruned baseline is always measured, so leave it out")
@@ -84,92 +120,16 @@ def frame_counts(text: str, flag: str = "--frames") -> list[int]:
     return frames
 
 
-def check_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raises ValueError for a number below 1 under one of these names; None is left alone."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} {value} must be at least 1")
-
-
 def check_files(args: argparse.Namespace) -> None:
-    """Raises ValueError for a name that cannot be written, before anything is measured."""
-    if args.plot and Path(args.plot).suffix.lower() not in PLOTS:
-        raise ValueError(f"--plot {args.plot} must end in {', '.join(PLOTS)}")
-    for name in ("json", "plot"):
-        path = getattr(args, name)
+    """Raises ValueError for a --json or --plot that cannot be written, before anything is measured."""
+    plot = getattr(args, "plot", None)
+    if plot and Path(plot).suffix.lower() not in PLOTS:
+        raise ValueError(f"--plot {plot} must end in {', '.join(PLOTS)}")
+    for name, path in (("json", args.json), ("plot", plot)):
         if path and Path(path).is_dir():
             raise ValueError(f"--{name} {path} is a directory; name a file in it")
 
 
-def packings(args: argparse.Namespace) -> list[str]:
-    """The names of --packing."""
-    from sttts_jax.pruning.config import PACKINGS
-
-    return words(args.packing, "--packing", PACKINGS)
-
-
-def dtype(args: argparse.Namespace, cpu: bool) -> Any:
-    """The compute's."""
-    import jax.numpy as jnp
-
-    name = args.dtype or ("float32" if cpu else "bfloat16")
-    return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
-
-
-def model(args: argparse.Namespace, cpu: bool) -> "tuple[VlmConfig, bool]":
-    """(sizes of a whole model, whether they were reduced), which is said."""
-    from sttts_jax.bench.sizes import bench_vlm
-
-    check_positive(args, *(f"vit_{name}" for name in VIT_SIZES), *(f"llm_{name}" for name in LLM_SIZES))
-    given = vars(args)
-    vit = {name: given[f"vit_{name}"] for name in VIT_SIZES if given[f"vit_{name}"] is not None}
-    llm = {name: given[f"llm_{name}"] for name in LLM_SIZES if given[f"llm_{name}"] is not None}
-    vlm, reduced = bench_vlm(args.preset, reduce=cpu and not args.full_width, vit=vit, llm=llm)
-    if reduced:
-        print(
-            f"no accelerator: {args.preset} runs at a quarter of its width (ViT {vlm.vit.width}, language model "
-            f"{vlm.llm.width}) with {vlm.vit.layers} and {vlm.llm.layers} blocks; --full_width runs it whole",
-            flush=True,
-        )
-    return vlm, reduced
-
-
-def scores(args: argparse.Namespace, frames: int, grid: tuple[int, int], rows: int, videos: int = 1) -> "Scores":
-    """The distributions of the arguments as scores [B, V * F, C] by k.
-
-    A file is read here, so that a bad one stops the run early.
-    """
-    import numpy as np
-
-    from sttts_jax.bench.distributions import DISTRIBUTIONS, FROM_FILE, file_scores, make_scores
-
-    known = (*DISTRIBUTIONS, FROM_FILE) if args.scores else DISTRIBUTIONS
-    names = words(args.distributions or ",".join(known), "--distributions", known)
-    cells = grid[0] * grid[1]
-    shape = (rows, videos * frames, cells)
-    fixed = {}
-    if args.scores:
-        if FROM_FILE not in names:
-            raise ValueError(f"--scores is given but --distributions leaves it out; add the name {FROM_FILE!r} to them")
-        fixed[FROM_FILE] = np.tile(file_scores(args.scores, frames, grid), (rows, videos, 1))
-    return lambda fraction: {
-        name: fixed[name]
-        if name in fixed
-        else make_scores(name, args.seed, rows * videos, frames, cells, fraction).reshape(shape)
-        for name in names
-    }
-
-
-def load(args: argparse.Namespace, frames: int, videos: int, vlm: "VlmConfig", cpu: bool, remat: str) -> "Load":
-    """Rows of a whole model."""
-    import jax
-
-    from sttts_jax.bench.rows import Load
-    from sttts_jax.ops.attention.kernels import choose_kernels
-    from sttts_jax.ops.remat import remat_policy
-
-    remat_policy(remat)
-    kind = dtype(args, cpu)
-    kernels = choose_kernels(args.attention, jax.default_backend(), kind, vlm.vit.patches)
-    return Load(vlm, frames, videos, args.text, args.batch, kind, remat, kernels, args.seed)
+def say(line: str) -> None:
+    """Progress."""
+    print(line, flush=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sttts_jax.bench.compare import ModelRow
-from sttts_jax.bench.pruning import Row
+from sttts_jax.bench.speedup import SpeedupRow
 
 SPEEDUPS = {0.3: 1.34, 0.4: 1.55, 0.5: 1.80}  # training, 64 frames x 2, 200 tokens of text a sample
 SHARE = 0.95  # of the bound, with the paper's 2,250 tokens
@@ -12,7 +12,7 @@ MFU = 0.5  # of the unpruned model in training: without it a ratio says little
 PREFILL = 1.05  # 128 frames at k = 0.5 over 64 frames unpruned, seconds
 
 
-def targets(rows: Sequence[Row], baselines: Sequence[Row]) -> list[dict[str, Any]]:
+def targets(rows: Sequence[SpeedupRow], baselines: Sequence[SpeedupRow]) -> list[dict[str, Any]]:
     """One entry for each number that the rows allow: what, value, wanted, reached."""
     found = []
     models = [row for row in rows if isinstance(row, ModelRow)]
