@@ -16,9 +16,9 @@ import numpy as np
 from rich.table import Table
 
 from sttts_jax.bench.record import place, show, versions
-from sttts_jax.bench.settings import check_known, whole_model
+from sttts_jax.bench.settings import whole_model
 from sttts_jax.bench.timing import Compiled, Group, Program, Trial, interleave, quartiles
-from sttts_jax.bench.torch_reference import ATTENTIONS, TorchInputs, TorchMolmo2, import_torch, share
+from sttts_jax.bench.torch_reference import TorchInputs, TorchMolmo2, import_torch, share
 from sttts_jax.convert.piece import tensors_of
 from sttts_jax.convert.table import pieces
 from sttts_jax.models import flops
@@ -195,11 +195,9 @@ def run(
 
     Raises ValueError with one sentence before anything is compiled.
     """
-    check_known("--torch_attention", attentions, ATTENTIONS)
     import_torch()  # says what to install
     if jax.default_backend() != "cpu":
         raise ValueError("bench torch compares two CPU programs; run it with JAX_PLATFORMS=cpu")
-    check_known("--what", parts, PARTS)
     cfg, reduced = whole_model(preset, not full_width, vit, llm, say)
     kernels = choose_kernels(attention, "cpu", jnp.float32, cfg.vit.patches)
     rows: list[TorchRow] = []

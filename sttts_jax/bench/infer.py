@@ -16,7 +16,7 @@ from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compar
 from sttts_jax.bench.distributions import Scores
 from sttts_jax.bench.record import Result
 from sttts_jax.bench.rows import UNPRUNED, Load
-from sttts_jax.bench.settings import Settings, check_known
+from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.timing import Compiled, Trial, matmul_ceiling
 from sttts_jax.infer.decode import DecodeState, begin, go_on
 from sttts_jax.models.vlm import Vlm
@@ -94,8 +94,7 @@ def run(
 
     `vit`, `llm`: sizes in the place of the preset's. Raises ValueError with one sentence before anything is compiled.
     """
-    check_known("--what", whats, WHATS)
-    vlm, reduced = settings.check().model(vit, llm, say)
+    vlm, reduced = settings.model(vit, llm, say)
     plans = []
     for frames, other in zip(settings.frames, baseline_frames, strict=True):
         load, unpruned = (settings.load(vlm, n, 1, text, "none") for n in (frames, other))

@@ -79,7 +79,7 @@ class LoadingSettings:
 
     data, split, data_dir   a dataset, a JSONL file or a folder of video files
     frames, max_fps, size   of a video at most, frames a second at most, height and width of a frame
-    cells, k                of a frame, and the share of them that the model removes
+    cells, pruned_fraction  of a frame, and the share of them that the model removes
     videos, text, rows      in a row at most, room for text in a row (tokens), rows of a batch
     tokenizer               a directory, None: one that is trained on the data's text
     the others              as in `LoadingPlan`
@@ -92,7 +92,7 @@ class LoadingSettings:
     max_fps: float
     size: int
     cells: int
-    k: str
+    pruned_fraction: str
     videos: int
     text: int
     rows: int
@@ -107,7 +107,7 @@ class LoadingSettings:
     def config(self, folder: str) -> DataConfig:
         """Of the pipeline; what a folder of videos holds is listed in `folder`."""
         frames = self.frames * self.videos
-        kept = row_capacity(frames, self.k, self.cells, self.videos)
+        kept = row_capacity(frames, self.pruned_fraction, self.cells, self.videos)
         source = (file_source(self.data, folder), 1.0, self.split, self.data_dir or DEFAULT_DATA_DIR)
         return data_config(
             sources=(source,),
@@ -115,7 +115,7 @@ class LoadingSettings:
             max_fps=self.max_fps,
             image_size=self.size,
             cells=self.cells,
-            fraction=self.k,
+            fraction=self.pruned_fraction,
             frames_per_row=frames,
             items_per_row=self.videos,
             row_length=kept + STAMP * frames + self.text,
@@ -145,9 +145,10 @@ def run(settings: LoadingSettings, command: str, say: Callable[[str], None], pat
         rows = measure(LoadingPlan(config, *counts), tokenizer, say)
     where, shape = place(command), config.row_shape
     if path:
-        names = ("data", "k", "records", "batches", "rounds", "seed", "step_s")
+        names = ("data", "records", "batches", "rounds", "seed", "step_s")
         sizes = {"frames": shape.frames, "size": shape.size, "row_length": shape.length, "rows": config.rows}
-        head = {**where, **{name: getattr(settings, name) for name in names}, "sizes": sizes, **versions()}
+        given = {"k": settings.pruned_fraction, **{name: getattr(settings, name) for name in names}}
+        head = {**where, **given, "sizes": sizes, **versions()}
         write_json(path, {**head, "rows": [row.as_json() for row in rows]})
     height, width = shape.size
     title = f"{settings.data}: rows of {shape.frames} frames at {width} x {height}, {where['host']}"

@@ -6,11 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from sttts_jax.bench.bound import PASSES, pass_flops
+from sttts_jax.bench.bound import pass_flops
 from sttts_jax.bench.distributions import Scores
 from sttts_jax.bench.record import Result
 from sttts_jax.bench.scopes import SCOPE_CLASSES, Scope, Shapes
-from sttts_jax.bench.settings import Settings, check_known
+from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.sizes import bench_vit
 from sttts_jax.bench.speedup import SpeedupRow, measured
 from sttts_jax.bench.timing import Group, Program, Trial, interleave, matmul_ceiling
@@ -61,7 +61,7 @@ def run(
     if reduced:
         width = f"a quarter of its width ({vit.width})"
         say(f"no accelerator: {settings.preset} runs at {width}; --full_width runs it whole")
-    plans = _plans(settings.check(), vit, scope, passes, remat)
+    plans = _plans(settings, vit, scope, passes, remat)
     shapes = plans[0].shapes
     ceiling = matmul_ceiling(shapes.dtype)
     found = [measure(plan, ceiling, say) for plan in plans]
@@ -73,7 +73,6 @@ def run(
 def _plans(
     settings: Settings, vit: VitConfig, scope: str, passes: Sequence[str], remat: str | None
 ) -> list[PruningPlan]:
-    check_known("--pass", passes, PASSES)
     if scope != "layer" and vit.layers < vit.prune_after + 3:
         raise ValueError(
             f"{settings.preset} has no block after the drop; use --scope layer or a preset with more blocks"

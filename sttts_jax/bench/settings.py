@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sttts_jax.bench.distributions import DISTRIBUTIONS, FROM_FILE, Scores, file_scores, scores_by_name
+from sttts_jax.bench.distributions import FROM_FILE, Scores, file_scores, scores_by_name
 from sttts_jax.bench.record import place, versions
 from sttts_jax.bench.rows import Load
 from sttts_jax.bench.scopes import Shapes
@@ -18,16 +18,8 @@ from sttts_jax.bench.sizes import bench_vlm
 from sttts_jax.models.config import VitConfig, VlmConfig
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.ops.remat import remat_policy
-from sttts_jax.pruning.config import PACKINGS
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def check_known(flag: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ValueError for the first of `names` that is not `known`."""
-    wrong = [name for name in names if name not in known]
-    if wrong:
-        raise ValueError(f"{flag} {wrong[0]} is unknown; choose from {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -35,8 +27,8 @@ class Settings:
     """The arguments that `bench pruning`, `train` and `infer` share, by their names.
 
     frames         T of a video, a comparison for each; `batch` rows at once
-    fractions      shares of cells to remove; `packings` of PACKINGS
-    distributions  of the scores, empty: all; `scores`: a file with real ones, the distribution FROM_FILE
+    fractions      shares of cells to remove; `packings` of pruning.config.PACKINGS
+    distributions  of the scores; `scores`: a file with real ones, those of the distribution FROM_FILE
     dtype          of the compute, None: float32 on a CPU, else bfloat16
     attention      kernels by name, "auto": those of the platform
     full_width     the preset's own sizes without accelerator, too
@@ -54,22 +46,6 @@ class Settings:
     attention: str
     full_width: bool
     seed: int
-
-    def check(self) -> "Settings":
-        """Itself. Raises ValueError for unknown names."""
-        check_known("--packing", self.packings, PACKINGS)
-        check_known("--distributions", self.distributions, self._known)
-        if self.scores and FROM_FILE not in self._names:
-            raise ValueError(f"--scores is given but --distributions leaves it out; add the name {FROM_FILE!r} to them")
-        return self
-
-    @property
-    def _known(self) -> Sequence[str]:
-        return (*DISTRIBUTIONS, FROM_FILE) if self.scores else DISTRIBUTIONS
-
-    @property
-    def _names(self) -> Sequence[str]:
-        return self.distributions or self._known
 
     @property
     def reduce(self) -> bool:
@@ -91,7 +67,7 @@ class Settings:
         if self.scores:
             real = file_scores(self.scores, frames, grid)
             fixed[FROM_FILE] = np.tile(real, (self.batch, videos, 1))
-        return scores_by_name(self._names, self.seed, self.batch, videos, frames, grid[0] * grid[1], fixed)
+        return scores_by_name(self.distributions, self.seed, self.batch, videos, frames, grid[0] * grid[1], fixed)
 
     def model(
         self, vit: Mapping[str, int], llm: Mapping[str, int], say: Callable[[str], None]

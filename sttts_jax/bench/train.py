@@ -102,7 +102,7 @@ def run(
 
     `vit`, `llm`: sizes in the place of the preset's. Raises ValueError with one sentence before anything is compiled.
     """
-    vlm, reduced = settings.check().model(vit, llm, say)
+    vlm, reduced = settings.model(vit, llm, say)
     plans = []
     for frames in settings.frames:
         load = settings.load(vlm, frames, videos, text, remat)

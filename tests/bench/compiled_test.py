@@ -38,7 +38,7 @@ def test_a_pruned_block_moves_less_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--k", "0"], "--k 0 removes nothing"),
+        (["--k", "0"], "--pruned_fraction 0 removes nothing"),
         (["--frames", "0"], "--frames 0 must be at least 1"),
         (["--preset", "molmo"], "molmo"),
     ],

@@ -163,8 +163,8 @@ def test_real_scores(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     [
         (["--k", "1.5"], "pruned_fraction=1.5 is out of range"),
         (["--k", "half"], "pruned_fraction='half' is not a number"),
-        (["--k", "0,0.5"], "--k 0 removes nothing"),
-        (["--k", ","], "--k is empty"),
+        (["--k", "0,0.5"], "--pruned_fraction 0 removes nothing"),
+        (["--k", ","], "--pruned_fraction is empty"),
         (["--frames", "1"], "--frames 1 must be a whole number from 2 up"),
         (["--frames", "4,x"], "--frames x must be a whole number"),
         (["--rounds", "0"], "--rounds 0 must be at least 1"),

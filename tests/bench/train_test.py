@@ -208,7 +208,7 @@ def test_reduced_width_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--k", "0"], "--k 0 removes nothing"),
+        (["--k", "0"], "--pruned_fraction 0 removes nothing"),
         (["--frames", "1"], "--frames 1 must be a whole number from 2 up"),
         (["--videos", "0"], "--videos 0 must be at least 1"),
         (["--text", "-1"], "--text -1 must be at least 1"),

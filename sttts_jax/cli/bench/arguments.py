@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_at_least_one, words
+from sttts_jax.cli.arguments import add_pruned_fraction, check_positive, words
 from sttts_jax.pruning.budget import as_fraction
 
 with epy.lazy_imports():  # with jax, which --help and wrong arguments do without
-    from sttts_jax.bench import settings
+    from sttts_jax.bench import distributions, settings
+    from sttts_jax.pruning import config as pruning
 
 if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,7 +39,7 @@ def add_comparison(parser: argparse.ArgumentParser, *, frames: str, k: str, roun
     parser.add_argument("--preset", default="molmo2-4b", help=f"whose {whose} (%(default)s)")
     parser.add_argument("--frames", default=frames, metavar="T[,T]", help="of a video (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="rows at once (%(default)s)")
-    parser.add_argument("--k", default=k, metavar="K[,K]", help="shares of cells to remove (%(default)s)")
+    add_pruned_fraction(parser, k, several=True)
     parser.add_argument(
         "--distributions", metavar="NAME[,NAME]", help="uniform, bursty, scene_cuts, adversarial, scores (default: all)"
     )
@@ -71,15 +72,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def comparison(args: argparse.Namespace) -> "settings.Settings":
     """What `add_comparison` asked. Raises ValueError for what is wrong by itself."""
-    check_at_least_one(args, "batch", "rounds")
+    check_positive(args, "batch", "rounds")
     check_files(args)
     return settings.Settings(
         preset=args.preset,
         frames=frame_counts(args.frames),
         batch=args.batch,
-        fractions=fractions(args.k),
-        packings=words(args.packing, "--packing"),
-        distributions=words(args.distributions, "--distributions") if args.distributions else (),
+        fractions=fractions(args.pruned_fraction),
+        packings=words(args.packing, "--packing", pruning.PACKINGS),
+        distributions=_distributions(args),
         scores=args.scores,
         rounds=args.rounds,
         dtype=args.dtype,
@@ -89,24 +90,33 @@ def comparison(args: argparse.Namespace) -> "settings.Settings":
     )
 
 
+def _distributions(args: argparse.Namespace) -> list[str]:
+    real = distributions.FROM_FILE
+    known = (*distributions.DISTRIBUTIONS, real) if args.scores else distributions.DISTRIBUTIONS
+    names = words(args.distributions or ",".join(known), "--distributions", known)
+    if args.scores and real not in names:
+        raise ValueError(f"--scores is given but --distributions leaves it out; add the name {real!r} to them")
+    return names
+
+
 def models(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_model` asked: {"text": tokens, "vit": its given sizes, "llm": likewise}."""
-    check_at_least_one(args, "text")
+    check_positive(args, "text")
     return {"text": args.text, "vit": sizes(args, VIT_SIZES, "vit_"), "llm": sizes(args, LLM_SIZES, "llm_")}
 
 
 def sizes(args: argparse.Namespace, names: Sequence[str], prefix: str = "") -> dict[str, int]:
     """{name: number} of the sizes that were given. Raises ValueError for one below 1."""
-    check_at_least_one(args, *(prefix + name for name in names))
+    check_positive(args, *(prefix + name for name in names))
     given = {name: getattr(args, prefix + name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def fractions(text: str) -> list[Fraction]:
-    """The shares of --k, exact."""
-    found = [as_fraction(word) for word in words(text, "--k")]
+    """The shares of --pruned_fraction, exact."""
+    found = [as_fraction(word) for word in words(text, "--pruned_fraction")]
     if 0 in found:
-        raise ValueError("--k 0 removes nothing; the unpruned baseline is always measured, so leave it out")
+        raise ValueError("--pruned_fraction 0 removes nothing; the unpruned baseline is always measured: leave it out")
     return list(dict.fromkeys(found))
 
 

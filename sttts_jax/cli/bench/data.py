@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_at_least_one, words
+from sttts_jax.cli.arguments import add_pruned_fraction, check_positive, words
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -31,7 +31,7 @@ def add(subcommands: "Subcommands") -> None:
     parser.add_argument("--max_fps", type=float, default=2.0, help="frames a second at most (%(default)s)")
     parser.add_argument("--size", type=int, default=378, help="height and width of a frame (%(default)s)")
     parser.add_argument("--cells", type=int, default=81, help="of a frame (%(default)s)")
-    parser.add_argument("--k", default="0.5", help="share of the cells that the model removes (%(default)s)")
+    add_pruned_fraction(parser, "0.5")
     parser.add_argument("--videos", type=int, default=1, help="in a row at most (%(default)s)")
     parser.add_argument("--text", type=int, default=400, help="room for text in a row, tokens (%(default)s)")
     parser.add_argument("--rows", type=int, default=8, help="of a batch (%(default)s)")
@@ -48,7 +48,7 @@ def add(subcommands: "Subcommands") -> None:
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table, writes the file."""
     names = ("frames", "size", "cells", "videos", "text", "rows", "records", "batches", "rounds")
-    check_at_least_one(args, *names)
+    check_positive(args, *names)
     if args.step_s is not None and not args.step_s > 0:
         raise ValueError(f"--step_s {args.step_s:g} must be more than 0")
     shared.check_files(args)

@@ -9,7 +9,7 @@ from sttts_jax.cli.arguments import words
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
-    from sttts_jax.bench import pruning
+    from sttts_jax.bench import bound, pruning
 
 if TYPE_CHECKING:
     from sttts_jax.cli.bench.arguments import Subcommands
@@ -35,7 +35,7 @@ def add(subcommands: "Subcommands") -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table, writes the files."""
-    sizes, passes = shared.sizes(args, shared.VIT_SIZES), words(getattr(args, "pass"), "--pass")
+    sizes, passes = shared.sizes(args, shared.VIT_SIZES), words(getattr(args, "pass"), "--pass", bound.PASSES)
     settings = shared.comparison(args)
     result = pruning.run(settings, command, shared.say, scope=args.scope, passes=passes, remat=args.remat, sizes=sizes)
     result.write(args.json, args.plot)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_at_least_one
+from sttts_jax.cli.arguments import add_pruned_fraction, check_positive
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -25,13 +25,13 @@ def add(subcommands: "Subcommands") -> None:
     """The parser of `bench suite`."""
     parser = shared.subcommand(subcommands, "suite", "everything for an accelerator, in one run", TEXT, measure)
     parser.add_argument("--budget_s", type=float, default=600.0, help="seconds that it may take (%(default)g)")
-    parser.add_argument("--k", default="0.5,0.3,0.4", metavar="K[,K]", help="shares, first things first (%(default)s)")
+    add_pruned_fraction(parser, "0.5,0.3,0.4", several=True)
     shared.add_files(parser)
 
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table and what was reached, writes the files."""
-    check_at_least_one(args, "budget_s")
+    check_positive(args, "budget_s")
     shared.check_files(args)
-    record = suite.run_suite(shared.fractions(args.k), args.budget_s, args.json, command, shared.say)
+    record = suite.run_suite(shared.fractions(args.pruned_fraction), args.budget_s, args.json, command, shared.say)
     record.finish(args.plot, shared.say)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_at_least_one, words
+from sttts_jax.cli.arguments import check_positive, words
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
-    from sttts_jax.bench import against_torch
+    from sttts_jax.bench import against_torch, torch_reference
 
 if TYPE_CHECKING:
     from sttts_jax.cli.bench.arguments import Subcommands
@@ -42,7 +42,7 @@ def add(subcommands: "Subcommands") -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table, writes the file."""
-    check_at_least_one(args, "rounds")
+    check_positive(args, "rounds")
     shared.check_files(args)
     model, frames = shared.models(args), shared.frame_counts(args.frames)
     against_torch.run(
@@ -50,8 +50,8 @@ def measure(args: argparse.Namespace, command: str) -> None:
         shared.say,
         preset=args.preset,
         frames=frames,
-        parts=words(args.what, "--what"),
-        attentions=words(args.torch_attention, "--torch_attention"),
+        parts=words(args.what, "--what", against_torch.PARTS),
+        attentions=words(args.torch_attention, "--torch_attention", torch_reference.ATTENTIONS),
         attention=args.attention,
         rounds=args.rounds,
         seed=args.seed,

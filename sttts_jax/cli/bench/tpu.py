@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_at_least_one
+from sttts_jax.cli.arguments import add_pruned_fraction, check_positive
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -27,13 +27,13 @@ def add(subcommands: "Subcommands") -> None:
     parser.add_argument("--preset", default="molmo2-4b", help="whose ViT (%(default)s)")
     parser.add_argument("--frames", type=int, default=32, help="of a video (%(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="videos at once (%(default)s)")
-    parser.add_argument("--k", default="0.3,0.5", metavar="K[,K]", help="shares of cells to remove (%(default)s)")
+    add_pruned_fraction(parser, "0.3,0.5", several=True)
     parser.add_argument("--json", metavar="FILE", help="write the rows")
 
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a line a program, writes the file."""
-    check_at_least_one(args, "frames", "batch")
+    check_positive(args, "frames", "batch")
     shared.check_files(args)
-    fractions = shared.fractions(args.k)
+    fractions = shared.fractions(args.pruned_fraction)
     compiled.run(args.chip, args.preset, args.frames, args.batch, fractions, args.json, command, shared.say)
