@@ -1,5 +1,7 @@
 """Arguments that the subcommands of bench share: how they are declared, read, and refused in one sentence."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -24,7 +26,7 @@ LLM_SIZES = ("width", "heads", "kv_heads", "head_dim", "mlp", "layers", "vocab")
 
 
 def subcommand(
-    subcommands: "Subcommands", name: str, line: str, text: str, measure: Callable[[argparse.Namespace, str], None]
+    subcommands: Subcommands, name: str, line: str, text: str, measure: Callable[[argparse.Namespace, str], None]
 ) -> argparse.ArgumentParser:
     """A parser whose `measure` gets the arguments and the command; `line` stands in the list, `text` in its help."""
     parser = subcommands.add_parser(
@@ -70,7 +72,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--llm_{name}", type=int, help="instead of the preset's")
 
 
-def comparison(args: argparse.Namespace) -> "settings.Settings":
+def comparison(args: argparse.Namespace) -> settings.Settings:
     """What `add_comparison` asked. Raises ValueError for what is wrong by itself."""
     check_positive(args, "batch", "rounds")
     check_files(args)

@@ -1,7 +1,8 @@
 """sttts-jax bench data: how fast the input pipeline makes rows."""
 
+from __future__ import annotations
+
 import argparse
-from typing import TYPE_CHECKING
 
 from etils import epy
 
@@ -11,16 +12,13 @@ from sttts_jax.cli.bench import arguments as shared
 with epy.lazy_imports():
     from sttts_jax.bench import loading
 
-if TYPE_CHECKING:
-    from sttts_jax.cli.bench.arguments import Subcommands
-
 TEXT = """How fast the input pipeline makes rows, and what share of the work every stage is: read, decode (frames at
 their true times), resize, prompt, pack, batch. DATA is a dataset's name (shapes_video_qa), a JSONL file, or a folder of
 video files. --step_s says whether the pipeline keeps training steps of that many seconds fed.
 """
 
 
-def add(subcommands: "Subcommands") -> None:
+def add(subcommands: shared.Subcommands) -> None:
     """The parser of `bench data`."""
     line = "the input pipeline: rows a second by threads, and its stages"
     parser = shared.subcommand(subcommands, "data", line, TEXT, measure)

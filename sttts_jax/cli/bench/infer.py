@@ -1,7 +1,8 @@
 """sttts-jax bench infer: prefill, time to first token, decoding."""
 
+from __future__ import annotations
+
 import argparse
-from typing import TYPE_CHECKING
 
 from etils import epy
 
@@ -10,9 +11,6 @@ from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
     from sttts_jax.bench import infer
-
-if TYPE_CHECKING:
-    from sttts_jax.cli.bench.arguments import Subcommands
 
 TEXT = """Prefill (ViT, connector and language model up to the last logits), time to first token (ttft: from a batch on
 the host to tokens on the host) and decoding (seconds of one more token in every row), pruned against unpruned. The
@@ -23,7 +21,7 @@ On a machine without accelerator the preset runs at a quarter of its width with 
 """
 
 
-def add(subcommands: "Subcommands") -> None:
+def add(subcommands: shared.Subcommands) -> None:
     """The parser of `bench infer`."""
     parser = shared.subcommand(subcommands, "infer", "prefill, time to first token, decoding", TEXT, measure)
     shared.add_comparison(parser, frames="8", k="0.5", rounds=9, whose="sizes")

@@ -1,7 +1,8 @@
 """sttts-jax bench pruning: a ViT block, the blocks after the drop, the whole ViT."""
 
+from __future__ import annotations
+
 import argparse
-from typing import TYPE_CHECKING
 
 from etils import epy
 
@@ -11,9 +12,6 @@ from sttts_jax.cli.bench import arguments as shared
 with epy.lazy_imports():
     from sttts_jax.bench import bound, pruning
 
-if TYPE_CHECKING:
-    from sttts_jax.cli.bench.arguments import Subcommands
-
 TEXT = """Pruned against unpruned: a ViT block (layer), the blocks after the drop with packing (tail), or the whole
 ViT with scorer, bias, selection and packing (tower). Variants are compiled first and then timed in turns; a speed-up is
 the median over rounds of the ratio within a round, its bound the ratio of the FLOPs of the very same shapes.
@@ -22,7 +20,7 @@ On a machine without accelerator the preset runs at a quarter of its width, unle
 """
 
 
-def add(subcommands: "Subcommands") -> None:
+def add(subcommands: shared.Subcommands) -> None:
     """The parser of `bench pruning`."""
     parser = shared.subcommand(subcommands, "pruning", "one ViT block, the tail, the whole ViT", TEXT, measure)
     parser.add_argument("--scope", required=True, choices=("layer", "tail", "tower"), help="what is timed")

@@ -1,7 +1,8 @@
 """sttts-jax bench suite: everything for an accelerator, in one run."""
 
+from __future__ import annotations
+
 import argparse
-from typing import TYPE_CHECKING
 
 from etils import epy
 
@@ -11,9 +12,6 @@ from sttts_jax.cli.bench import arguments as shared
 with epy.lazy_imports():
     from sttts_jax.bench import suite
 
-if TYPE_CHECKING:
-    from sttts_jax.cli.bench.arguments import Subcommands
-
 TEXT = """Everything that is measured on an accelerator, in one run: a pruned ViT block; training of Molmo2-4B on 64
 frames x 2 with 200 and with 2,250 tokens of text a sample; prefill of 128 pruned frames against 64 unpruned ones. The
 file is written after every part. What the budget or the device leaves out is listed with the reason. On a machine
@@ -21,7 +19,7 @@ without accelerator tiny shapes run in their place.
 """
 
 
-def add(subcommands: "Subcommands") -> None:
+def add(subcommands: shared.Subcommands) -> None:
     """The parser of `bench suite`."""
     parser = shared.subcommand(subcommands, "suite", "everything for an accelerator, in one run", TEXT, measure)
     parser.add_argument("--budget_s", type=float, default=600.0, help="seconds that it may take (%(default)g)")

@@ -1,7 +1,8 @@
 """sttts-jax bench torch: our unpruned forward pass against transformers' Molmo2 on the same CPU."""
 
+from __future__ import annotations
+
 import argparse
-from typing import TYPE_CHECKING
 
 from etils import epy
 
@@ -10,9 +11,6 @@ from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
     from sttts_jax.bench import against_torch, torch_reference
-
-if TYPE_CHECKING:
-    from sttts_jax.cli.bench.arguments import Subcommands
 
 TEXT = """Our unpruned forward pass against transformers' own Molmo2 on the same CPU: float32, the same weights,
 frames, tokens and threads. Parts: vit (patches to features), connector, llm (embedded row to the logits of its last
@@ -23,7 +21,7 @@ The preset runs at a quarter of its width with a fifth of its blocks, unless --f
 """
 
 
-def add(subcommands: "Subcommands") -> None:
+def add(subcommands: shared.Subcommands) -> None:
     """The parser of `bench torch`."""
     parser = shared.subcommand(
         subcommands, "torch", "the unpruned forward pass against PyTorch's, on the CPU", TEXT, measure

@@ -1,7 +1,8 @@
 """sttts-jax bench tpu: a pruned ViT block compiled for a TPU that is not there."""
 
+from __future__ import annotations
+
 import argparse
-from typing import TYPE_CHECKING
 
 from etils import epy
 
@@ -11,16 +12,13 @@ from sttts_jax.cli.bench import arguments as shared
 with epy.lazy_imports():
     from sttts_jax.bench import compiled
 
-if TYPE_CHECKING:
-    from sttts_jax.cli.bench.arguments import Subcommands
-
 TEXT = """A ViT block on survivors against one on all frames, both on the Pallas kernels, compiled for a TPU on any
 machine (pip install libtpu): the compiler's estimate of seconds, bytes of HBM traffic, temporary memory. Estimates
 know nothing of stalls, and for some chips the compiler gives none.
 """
 
 
-def add(subcommands: "Subcommands") -> None:
+def add(subcommands: shared.Subcommands) -> None:
     """The parser of `bench tpu`."""
     parser = shared.subcommand(subcommands, "tpu", "a ViT block compiled for a TPU, on any machine", TEXT, measure)
     parser.add_argument("--chip", default="v5p", choices=("v5e", "v5p", "v6e"), help="(%(default)s)")

@@ -1,7 +1,8 @@
 """sttts-jax bench train: whole training steps."""
 
+from __future__ import annotations
+
 import argparse
-from typing import TYPE_CHECKING
 
 from etils import epy
 
@@ -11,9 +12,6 @@ from sttts_jax.cli.bench import arguments as shared
 with epy.lazy_imports():
     from sttts_jax.bench import train
 
-if TYPE_CHECKING:
-    from sttts_jax.cli.bench.arguments import Subcommands
-
 TEXT = """Whole training steps of a model that prunes against those of the same model that does not, each on rows of
 its own length: loss, gradients, clipping and AdamW, the state donated. Weights, pictures and words are noise.
 
@@ -22,7 +20,7 @@ On a machine without accelerator the preset runs at a quarter of its width with 
 """
 
 
-def add(subcommands: "Subcommands") -> None:
+def add(subcommands: shared.Subcommands) -> None:
     """The parser of `bench train`."""
     parser = shared.subcommand(subcommands, "train", "whole training steps", TEXT, measure)
     shared.add_comparison(parser, frames="8", k="0.5", rounds=5, whose="sizes")
