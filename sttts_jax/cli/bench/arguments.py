@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_positive, words
+from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one, words
 from sttts_jax.pruning.budget import as_fraction
 
 with epy.lazy_imports():  # with jax, which --help and wrong arguments do without
@@ -74,7 +74,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def comparison(args: argparse.Namespace) -> settings.Settings:
     """What `add_comparison` asked. Raises ValueError for what is wrong by itself."""
-    check_positive(args, "batch", "rounds")
+    check_at_least_one(args, "batch", "rounds")
     check_files(args)
     return settings.Settings(
         preset=args.preset,
@@ -103,13 +103,13 @@ def _distributions(args: argparse.Namespace) -> list[str]:
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_model` asked: {"text": tokens, "vit": its given sizes, "llm": likewise}."""
-    check_positive(args, "text")
+    check_at_least_one(args, "text")
     return {"text": args.text, "vit": sizes(args, VIT_SIZES, "vit_"), "llm": sizes(args, LLM_SIZES, "llm_")}
 
 
 def sizes(args: argparse.Namespace, names: Sequence[str], prefix: str = "") -> dict[str, int]:
     """{name: number} of the sizes that were given. Raises ValueError for one below 1."""
-    check_positive(args, *(prefix + name for name in names))
+    check_at_least_one(args, *(prefix + name for name in names))
     given = {name: getattr(args, prefix + name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 

@@ -6,7 +6,7 @@ import argparse
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_positive, words
+from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one, words
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -46,7 +46,7 @@ def add(subcommands: shared.Subcommands) -> None:
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table, writes the file."""
     names = ("frames", "size", "cells", "videos", "text", "rows", "records", "batches", "rounds")
-    check_positive(args, *names)
+    check_at_least_one(args, *names)
     if args.step_s is not None and not args.step_s > 0:
         raise ValueError(f"--step_s {args.step_s:g} must be more than 0")
     shared.check_files(args)

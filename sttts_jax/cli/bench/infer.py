@@ -6,7 +6,7 @@ import argparse
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_positive, words
+from sttts_jax.cli.arguments import check_at_least_one, words
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -34,7 +34,7 @@ def add(subcommands: shared.Subcommands) -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table, writes the files."""
-    check_positive(args, "tokens")
+    check_at_least_one(args, "tokens")
     model, whats, frames = shared.models(args), words(args.what, "--what", infer.WHATS), _baseline_frames(args)
     settings = shared.comparison(args)
     result = infer.run(settings, command, shared.say, baseline_frames=frames, whats=whats, tokens=args.tokens, **model)

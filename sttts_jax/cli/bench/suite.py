@@ -6,7 +6,7 @@ import argparse
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_positive
+from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -29,7 +29,7 @@ def add(subcommands: shared.Subcommands) -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table and what was reached, writes the files."""
-    check_positive(args, "budget_s")
+    check_at_least_one(args, "budget_s")
     shared.check_files(args)
     record = suite.run_suite(shared.fractions(args.pruned_fraction), args.budget_s, args.json, command, shared.say)
     record.finish(args.plot, shared.say)

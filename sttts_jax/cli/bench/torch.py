@@ -6,7 +6,7 @@ import argparse
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_positive, words
+from sttts_jax.cli.arguments import check_at_least_one, words
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -40,7 +40,7 @@ def add(subcommands: shared.Subcommands) -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table, writes the file."""
-    check_positive(args, "rounds")
+    check_at_least_one(args, "rounds")
     shared.check_files(args)
     model, frames = shared.models(args), shared.frame_counts(args.frames)
     against_torch.run(

@@ -6,7 +6,7 @@ import argparse
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_positive
+from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -31,7 +31,7 @@ def add(subcommands: shared.Subcommands) -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a line a program, writes the file."""
-    check_positive(args, "frames", "batch")
+    check_at_least_one(args, "frames", "batch")
     shared.check_files(args)
     fractions = shared.fractions(args.pruned_fraction)
     compiled.run(args.chip, args.preset, args.frames, args.batch, fractions, args.json, command, shared.say)

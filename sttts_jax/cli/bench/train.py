@@ -6,7 +6,7 @@ import argparse
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_positive
+from sttts_jax.cli.arguments import check_at_least_one
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -32,7 +32,7 @@ def add(subcommands: shared.Subcommands) -> None:
 
 def measure(args: argparse.Namespace, command: str) -> None:
     """Prints a table, writes the files."""
-    check_positive(args, "videos")
+    check_at_least_one(args, "videos")
     model = shared.models(args)
     settings = shared.comparison(args)
     result = train.run(settings, command, shared.say, videos=args.videos, remat=args.remat, **model)
