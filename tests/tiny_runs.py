@@ -27,8 +27,9 @@ def _other_method(trained: Path, workdir: Path, method: str) -> None:
 
 def train_runs(clips: Path, root: Path) -> None:
     """A workdir for each method. The trained one moves after its training: a workdir is all that evaluation needs."""
-    settings = {"total_steps": 2, "data__max_frames": 4, "data__frames_per_row": 4, "data__row_length": 448}
-    train(tiny_config(clips, **settings, log__histogram_every=1), str(root / "first_place"))
+    frames = {"data__max_frames": 4, "data__frames_per_row": 4, "data__row_length": 448}
+    config = tiny_config(clips, total_steps=2, optimizer__warmup=1, log__histogram_every=1, **frames)
+    train(config, str(root / "first_place"))
     trained = Path(shutil.move(root / "first_place", root / "scorer"))
     for method in ("none", "random"):
         _other_method(trained, root / method, method)
