@@ -4,8 +4,12 @@ import sys
 from typing import Any
 
 from absl import flags
+from etils import epy
 
 from sttts_jax.cli.main import run as run_command
+
+with epy.lazy_imports():
+    pass
 
 
 def main(argv: list[str]) -> int:
