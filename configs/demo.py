@@ -1,10 +1,10 @@
 """A small video VLM that learns to answer questions about made-up mp4 files, in minutes on a laptop's CPU.
 
     sttts-jax data build shapes_video_qa --style short_answer
-    sttts-jax train --config configs/demo.py:method=scorer,fraction=0.5 --workdir runs/demo/scorer
+    sttts-jax train --config configs/demo.py:method=scorer,k=0.5 --workdir runs/demo/scorer
 
-Arguments: method (scorer, random, easy, reference_tracking, soft_only, none), fraction (removed share), steps, seed,
-data_dir.
+Arguments: method (scorer, random, easy, reference_tracking, soft_only, none), k (removed share, or several such as
+0.3/0.5, of which each step draws one), steps, seed, data_dir.
 `bash launch/demo.sh` trains `none`, `scorer` and `random` with equal steps and seed and compares them.
 """
 
@@ -12,19 +12,19 @@ import ml_collections
 
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
-from sttts_jax.train.config import defaults, parse_arg
+from sttts_jax.train.config import defaults
+from sttts_jax.train.recipe import parse_arg, set_pruning
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """The config of one run of the demo."""
-    args = parse_arg(arg, method="scorer", fraction="0.5", steps=800, seed=0, data_dir="~/.cache/sttts_jax/data")
+    args = parse_arg(arg, method="scorer", k="0.5", steps=800, seed=0, data_dir="~/.cache/sttts_jax/data")
     config = defaults()
     config.seed = args.seed
     config.total_steps = args.steps
     config.model.preset = "tiny"
 
-    config.pruning.method = args.method
-    config.pruning.fraction = args.fraction
+    removed = set_pruning(config, args.method, args.k)
     # With the gradient let through to features that start from nothing, the temporal loss fell to 1e-5 within 760 steps
     # and the scorer dropped the objects that flash: freezing the features is its cheapest answer.
     config.pruning.aux_stop_gradient = True
@@ -36,7 +36,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.rows = 8
     config.data.max_messages = 5
     # Room for the same text in every run: 165 tokens of time stamps, markers and questions, then what the run keeps.
-    removed = "0" if args.method in ("none", "soft_only") else args.fraction
     config.data.row_length = 165 + n_kept(config.data.max_frames, removed, preset("tiny").vit.cells)
     config.data.seed = args.seed
     config.data.cache = True

@@ -28,17 +28,15 @@ with epy.lazy_imports():
     from sttts_jax import distributed
     from sttts_jax.data import video as videos
     from sttts_jax.evals import evaluate as evaluations
-    from sttts_jax.evals import table
+    from sttts_jax.evals import table, while_training
     from sttts_jax.infer import open as checkpoints
     from sttts_jax.report import look, runs, views
     from sttts_jax.train import main, state
 
 with epy.lazy_api_imports(globals()):
-    from sttts_jax.convert.from_hf import convert_from_hf
-    from sttts_jax.convert.to_hf import convert_to_hf
     from sttts_jax.infer.open import open_checkpoint
 
-__all__ = ["convert_from_hf", "convert_to_hf", "evaluate", "open_checkpoint", "score", "train"]
+__all__ = ["evaluate", "open_checkpoint", "score", "train"]
 
 
 def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainState:
@@ -52,7 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainSt
 
     Raises ValueError, before any device is touched, for a config that contradicts itself or the workdir.
     """
-    return main.main(config, workdir)
+    return main.main(config, workdir, evaluator=while_training.evaluator)
 
 
 def evaluate(

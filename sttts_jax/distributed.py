@@ -30,9 +30,11 @@ _barriers = itertools.count()
 class DistributedConfig:
     """How processes find each other.
 
-    processes: 0 = as the environment says (one process when it says nothing), -1 = let JAX ask the cluster (TPU pods
-    whose environment says nothing), n = exactly n. coordinator ('host:port') and process_id go with an explicit n, or
-    are '' and -1 when the cluster knows them. timeout_s covers slow starts of the other hosts.
+    processes       0: as the environment says (one process when it says nothing); -1: let JAX ask the cluster (TPU pods
+                    whose environment says nothing); n: exactly n
+    coordinator     'host:port', with an explicit number of processes; '' when the cluster knows it
+    process_id      of this process, with a coordinator; -1 when the cluster knows it
+    timeout_s       seconds to wait for the other hosts, which may start slowly
     """
 
     processes: int = 0

@@ -20,8 +20,8 @@ from sttts_jax.bench.record import Result
 from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.timing import Trial, matmul_ceiling
-from sttts_jax.train.config import LossConfig, OptimConfig
-from sttts_jax.train.optimizer import Optimizer
+from sttts_jax.train.config import LossConfig
+from sttts_jax.train.optimizer import Optimizer, OptimizerConfig
 from sttts_jax.train.state import TrainState, boxed_state, init_params
 from sttts_jax.train.step import train_step
 
@@ -178,4 +178,4 @@ def fresh(load: Load, fraction: Fraction) -> Carried:
 def _boxed(load: Load, fraction: Fraction) -> tuple[Any, Optimizer]:
     """(abstract state, optimizer) of a model with or without a scorer."""
     model = load.model(fraction, "staircase", steered=False)
-    return boxed_state(OptimConfig(), TOTAL_STEPS, model, load.shape(fraction))
+    return boxed_state(OptimizerConfig(), TOTAL_STEPS, model, load.shape(fraction))

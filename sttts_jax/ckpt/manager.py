@@ -31,7 +31,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """every: steps between saves; keep: newest steps to keep; best_metric: also keep the step where it is highest."""
+    """Which steps are saved and kept.
+
+    every           steps between saves; the last step is saved too
+    keep            newest steps to keep
+    best_metric     also keep the step where it is highest: "eval/TASK/accuracy" of a task of the evaluation section
+    """
 
     every: int = 500
     keep: int = 3

@@ -9,7 +9,7 @@ from sttts_jax.trees import flatten_mapping, table
 FORMAT_VERSION = 1
 
 # Top-level config keys that leave the run's mathematics alone, so that a resume may change them.
-FREE_KEYS = ("checkpoint", "distributed", "log", "mesh", "profile", "watchdog", "workdir")
+FREE_KEYS = ("checkpoint", "distributed", "evaluation", "log", "mesh", "profile", "watchdog", "workdir")
 
 
 class ConfigMismatch(ValueError):
@@ -72,8 +72,8 @@ def check_config(meta: Mapping[str, Any], config: Mapping[str, Any], free: Seque
 
     Everything that can change the run's numbers must be equal: model, pruning, data, batch, seeds, loss, optimizer
     and also the number of steps, which is in the learning rate. Free are the top-level keys (or dotted prefixes) in
-    `free`: when to save, log and profile, deadlines, how processes meet, and the mesh, which changes sums only by
-    rounding.
+    `free`: when to save, evaluate, log and profile, deadlines, how processes meet, and the mesh, which changes sums
+    only by rounding.
     """
 
     def checked(tree: Mapping[str, Any]) -> dict[str, Any]:

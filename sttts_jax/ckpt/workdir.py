@@ -3,6 +3,7 @@
 WORKDIR/checkpoints/   the steps, see `ckpt.files`
 WORKDIR/tokenizer/     tokenizer.json and the size of the model's vocabulary
 WORKDIR/metrics.jsonl  the record of the training
+WORKDIR/state.txt      a table of all arrays of its state and where they lie
 WORKDIR/tensorboard/   the same numbers as event files, with histograms and pictures
 WORKDIR/profile/       traces of single steps
 WORKDIR/hf/            of a converted checkpoint: configs, tokenizer and templates of its source, for the way back
@@ -44,6 +45,11 @@ class Workdir:
     def metrics(self) -> epath.Path:
         """The file of numbers, one JSON object a line."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def state_table(self) -> epath.Path:
+        """The file of the table of arrays."""
+        return self.root / "state.txt"
 
     @property
     def tensorboard(self) -> epath.Path:

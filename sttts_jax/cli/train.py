@@ -4,18 +4,14 @@ import sys
 from typing import Any
 
 from absl import flags
-from etils import epy
 
 from sttts_jax.cli.main import run as run_command
-
-with epy.lazy_imports():
-    pass
 
 
 def main(argv: list[str]) -> int:
     """Trains. Exit code 0 also after a preemption: the same command goes on."""
     config, workdir = _parse(argv)
-    from sttts_jax.train.main import main as train  # jax only after the flags are known to be right
+    from sttts_jax.api import train  # jax only after the flags are known to be right
 
     train(config, workdir)
     return 0

@@ -26,32 +26,54 @@ class Source:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Sources, sampling of frames, crops of images, sizes of a row, and how it is fed. `sources` may be given as tuples
-    (name, weight, split, data_dir).
+    """Sources, sampling of frames, crops of images, sizes of a row, and how it is fed.
+
+    sources          what is drawn from, as tuples (name, weight, split, data_dir); see `Source`
+    max_frames       of a video
+    max_fps          frames a second at most; None: max_frames equal steps
+    sampling         of frames: "molmo2", as it was trained, or "transformers", as its processor there does
+    max_crops        tiles of an image, beside the global crop
+    frames_per_row   F, frames and crops
+    items_per_row    V, most videos and images in a row
+    crops_per_row    of F, those that may be crops of images; 0: records with images are refused
+    windows_per_row  P, windows of images; 0: as many as the crops can have
+    row_length       S, tokens of a row after pruning
+    rows             B, of a step, over all processes
+    max_messages     branches of a message tree, drawn anew each time; 0 takes all
+    seed             of the order and of what is drawn
+    bad_share        stop when more of the records seen than this are unusable, 0..1
+    cache            keep decoded frames in memory: for small sets seen many times
+    threads          of decoding
+    prefetch         batches made ahead
+    packing_rows     rows packed side by side: more fill better and hold more frames in memory
+
+    What follows from the model and the pruning, and is no key of a config file: `image_size` and `grid` (patches of a
+    frame, which only images need), `cells` (C, LLM tokens of a frame before pruning), `fraction` (k, a decimal in
+    quotes).
     """
 
     sources: tuple[Source, ...]
     max_frames: int = 8
     max_fps: float | None = 2.0
-    sampling: str = "molmo2"  # of frames: as Molmo2 was trained, or "transformers": as its processor there does
-    max_crops: int = 8  # tiles of an image, beside the global crop
+    sampling: str = "molmo2"
+    max_crops: int = 8
     image_size: tuple[int, int] | int = 378
-    grid: tuple[int, int] = (27, 27)  # patches of a frame; only images need it
-    cells: int = 81  # C, cells (LLM tokens before pruning) of a frame: 27 x 27 patches in windows of 3 x 3
-    fraction: str = "0.5"  # k, share of a video's cells to remove, as a decimal in quotes
-    frames_per_row: int = 16  # F, frames and crops
-    items_per_row: int = 4  # V
-    crops_per_row: int = 0  # of F, those that may be crops of images; 0: records with images are refused
-    windows_per_row: int = 0  # P, windows of images; 0: as many as the crops can have
-    row_length: int = 1024  # S, tokens of a row after pruning
-    rows: int = 8  # B, over all processes
-    max_messages: int = 0  # branches of a message tree, drawn anew each time; 0 takes all
+    grid: tuple[int, int] = (27, 27)
+    cells: int = 81  # 27 x 27 patches in windows of 3 x 3
+    fraction: str = "0.5"
+    frames_per_row: int = 16
+    items_per_row: int = 4
+    crops_per_row: int = 0
+    windows_per_row: int = 0
+    row_length: int = 1024
+    rows: int = 8
+    max_messages: int = 0
     seed: int = 0
-    bad_share: float = 0.1  # stop when more of the records seen than this are unusable
-    cache: bool = False  # keep decoded frames in memory: for small sets seen many times
-    threads: int = 2  # decoding threads
-    prefetch: int = 2  # batches made ahead
-    packing_rows: int = 8  # rows packed side by side: more fill better and hold more frames in memory
+    bad_share: float = 0.1
+    cache: bool = False
+    threads: int = 2
+    prefetch: int = 2
+    packing_rows: int = 8
 
     def __post_init__(self) -> None:
         sources = tuple(s if isinstance(s, Source) else Source(*s) for s in self.sources)

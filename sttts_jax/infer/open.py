@@ -1,6 +1,7 @@
 """From a directory to a checkpoint that answers: a run's workdir, a converted checkpoint, or one step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.infer.checkpoint import Checkpoint
+from sttts_jax.infer.checkpoint import Checkpoint, all_devices
 from sttts_jax.infer.model import Model
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.sharding import abstract_state
@@ -45,33 +46,49 @@ def read_checkpoint(directory: PathLike) -> Checkpoint:
     set_tpu_flags()
     step = resolve_step(directory)
     meta = read_meta(step)
-    config = saved_config(meta)
-    run = RunConfig.build(config)
-    workdir = Workdir.of_step(step)
+    raw = saved_config(meta)
+    config, workdir = RunConfig.build(raw), Workdir.of_step(step)
 
     def load(mesh: jax.sharding.Mesh) -> Any:
-        shape = run.data.row_shape
-        model = build_model(run.model, run.pruning, shape, mesh.devices.flat[0].platform)
+        shape = config.data.row_shape
+        model = build_model(config.model, config.pruning, shape, mesh.devices.flat[0].platform)
         boxed = jax.eval_shape(lambda key: init_params(model, shape, key), jax.random.key(0))
         return load_params(step, abstract_state(boxed, mesh))
 
+    checkpoint = checkpoint_of(config, raw, workdir, _tokenizer(workdir, config), load, step=int(meta["step"]))
+    typed = str(directory if as_path(directory) == workdir.root else workdir.root)
+    return dataclasses.replace(checkpoint, directory=typed)
+
+
+def checkpoint_of(
+    config: RunConfig,
+    raw_config: dict[str, Any],
+    workdir: Workdir,
+    tokenizer: Tokenizer,
+    load: Callable[[jax.sharding.Mesh], Any],
+    *,
+    step: int,
+    place: Callable[[], jax.sharding.Mesh] = all_devices,
+) -> Checkpoint:
+    """A run as a checkpoint: its model, its data settings, and what `load` and `place` give, see `Checkpoint`."""
     return Checkpoint(
         name=workdir.root.name,
-        directory=str(directory if as_path(directory) == workdir.root else workdir.root),
-        step=int(meta["step"]),
-        config=config,
-        vlm=run.vlm,
-        pruning=run.pruning,
-        data=run.data,
-        dtype=DTYPES[run.model.dtype],
-        attention=run.model.attention,
-        tokenizer=_tokenizer(workdir, run),
+        directory=str(workdir.root),
+        step=step,
+        config=raw_config,
+        vlm=config.vlm,
+        pruning=config.pruning,
+        data=config.data,
+        dtype=DTYPES[config.model.dtype],
+        attention=config.model.attention,
+        tokenizer=tokenizer,
         load=load,
+        place=place,
     )
 
 
-def _tokenizer(workdir: Workdir, run: RunConfig) -> Tokenizer:
+def _tokenizer(workdir: Workdir, config: RunConfig) -> Tokenizer:
     kept = workdir.tokenizer
     if not (kept / "tokenizer.json").exists():
         raise ValueError(f"{kept}: holds no tokenizer.json; copy the tokenizer directory of the run there")
-    return Tokenizer.load(kept, run.vlm.llm.vocab)
+    return Tokenizer.load(kept, config.vlm.llm.vocab)

@@ -19,8 +19,9 @@ from sttts_jax.models.lora import LoraConfig
 from sttts_jax.models.presets import check_keys, preset, with_overrides
 from sttts_jax.ops.attention.kernels import KERNELS
 from sttts_jax.ops.remat import remat_policy
+from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.train.optimizer import VLM_LABELS, GroupConfig, OptimizerConfig, without_group
+from sttts_jax.train.optimizer import OptimizerConfig
 from sttts_jax.train.profile import ProfileConfig
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -37,9 +38,11 @@ class ModelConfig:
     preset          a name of `models.presets`
     overrides       other sizes than the preset's: {"vit": {...}, "connector": {...}, "llm": {...}}
     dtype           of the compute (weights are float32)
-    remat           a name of `ops.remat`
+    remat           a name of `ops.remat`: what the backward pass computes again
     attention       a name of `ops.attention.kernels`; "auto": those of the platform that the run is compiled for
-    lora_rank, lora_alpha, lora_targets    see `models.lora`; rank 0 is none, and targets are regexes on leaf names
+    lora_rank       of the factors that LoRA adds, see `models.lora`; 0 is none
+    lora_alpha      their product is scaled by lora_alpha / lora_rank
+    lora_targets    regexes on whole names of the projections that get them
     """
 
     preset: str = "tiny"
@@ -72,74 +75,90 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """Learning rates of the four groups, and what they share.
-
-    frozen          regexes on whole names of parameters that are not trained
-    train_only      if given, what none of these regexes matches is not trained either: ("vit/scorer/.*",) for the
-                    scorer alone, (".*_lora_[ab]", "vit/scorer/.*") for it and LoRA
-    """
-
-    llm_lr: float = 1e-5
-    vit_lr: float = 5e-6
-    connector_lr: float = 5e-6
-    scorer_lr: float = 1e-4
-    warmup: int = 200
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-6
-    final_fraction: float = 0.1
-    frozen: tuple[str, ...] = ()
-    train_only: tuple[str, ...] = ()
-
-    def build(self, total_steps: int, scorer: bool) -> OptimizerConfig:
-        """Groups for a model with or without a scorer. Molmo2 trains the added token rows with the connector."""
-        rates = {"llm": self.llm_lr, "vit": self.vit_lr, "connector": self.connector_lr, "scorer": self.scorer_lr}
-        groups = {n: GroupConfig(lr, self.warmup, self.weight_decay, self.clip_norm) for n, lr in rates.items()}
-        config = OptimizerConfig(
-            total_steps=total_steps,
-            groups=groups,
-            labels=VLM_LABELS,
-            frozen=tuple(self.frozen),
-            train_only=tuple(self.train_only),
-            beta1=self.beta1,
-            beta2=self.beta2,
-            eps=self.eps,
-            final_fraction=self.final_fraction,
-        )
-        return config if scorer else without_group(config, "scorer")
-
-
-@dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """z_loss: coefficient of logsumexp^2; accumulate: micro-batches of an update; max_skipped: updates in a row that
-    may be skipped for a NaN or an infinity before the run ends."""
+    """The loss, and what an update is.
+
+    z_loss          coefficient of logsumexp^2
+    accumulate      micro-batches of an update, which divide data.rows
+    max_skipped     updates in a row that may be skipped for a NaN or an infinity before the run ends
+    """
 
     z_loss: float = 1e-4
     accumulate: int = 1
     max_skipped: int = 5
 
     def check(self) -> "LossConfig":
-        """Raises ValueError with one sentence; returns self."""
+        """Itself. Raises ValueError with one sentence."""
         if self.accumulate < 1 or self.max_skipped < 1 or self.z_loss < 0:
             raise ValueError("loss.accumulate and loss.max_skipped must be at least 1, and loss.z_loss not negative")
         return self
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Questions that the model is asked during training; accuracies go to the curves, and to checkpoint.best_metric.
+
+    every            steps from one to the next; the last step is evaluated too; 0 is never
+    tasks            names as `sttts-jax evaluate` takes them, such as ("shapes_video_qa:validation",)
+    limit            first questions of each task, 0 for all
+    batch            videos a batch, over all devices
+    pruned_fraction  share of the cells to remove, a decimal; "": pruning.fraction
+    max_frames       of a video, 0 for data.max_frames
+    """
+
+    every: int = 0
+    tasks: tuple[str, ...] = ()
+    limit: int = 0
+    batch: int = 32
+    pruned_fraction: str = ""
+    max_frames: int = 0
+
+    @property
+    def accuracies(self) -> dict[str, str]:
+        """{task: name of its accuracy among the metrics}."""
+        return {task: f"eval/{task}/accuracy" for task in self.tasks}
+
+    def check(self) -> "EvaluationConfig":
+        """Itself. Raises ValueError with one sentence."""
+        for name, least in (("every", 0), ("limit", 0), ("batch", 1), ("max_frames", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least {least}")
+        if not isinstance(self.tasks, tuple | list):
+            raise ValueError(f"evaluation.tasks={self.tasks!r} must be a list such as ('shapes_video_qa',)")
+        if self.every and not self.tasks:
+            raise ValueError(f"evaluation.every={self.every} asks for evaluation.tasks; name some, or set it to 0")
+        if self.pruned_fraction:
+            as_fraction(self.pruned_fraction)
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """every: steps between log lines; histogram_every: steps between scorer histograms."""
+    """What is written how often.
+
+    every            steps between lines of the console and of metrics.jsonl
+    histogram_every  steps between histograms of the scores
+    tensorboard      event files beside metrics.jsonl
+    """
 
     every: int = 10
     histogram_every: int = 100
     tensorboard: bool = True
 
+    def check(self) -> "LogConfig":
+        """Itself. Raises ValueError with one sentence."""
+        if self.every < 1 or self.histogram_every < 1:
+            raise ValueError("log.every and log.histogram_every must be at least 1")
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
-    """Deadlines in seconds, 0 for none: to the first step, and from step to step."""
+    """Deadlines in seconds, after which a run that hangs ends itself with the stacks of its threads; 0 for none.
+
+    startup_s       to the first step, which is compiled
+    step_s          from step to step
+    """
 
     startup_s: float = 0.0
     step_s: float = 0.0
@@ -147,7 +166,13 @@ class WatchdogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, the devices that are left."""
+    """Sizes of the mesh axes; one of them may be -1, the devices that are left.
+
+    data            rows of the batch
+    fsdp            rows of the batch, and parameters
+    tensor          heads, MLP and vocabulary
+    sequence        tokens of a row, and frames
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -155,30 +180,33 @@ class MeshConfig:
     sequence: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything about a run.
+    """Everything about a run: keys of its own, and sections.
 
-    tokenizer   a directory with tokenizer.json; "": that of init_from, or without one trained on the run's own text
-    init_from   where the parameters of a run's first start come from: a converted checkpoint, another run's workdir,
-                or a step of one; "" starts from fresh ones
+    seed            of parameters, dropout and everything else that is random on the device; data.seed: of the data
+    total_steps     updates; the learning rates end there
+    tokenizer       a directory with tokenizer.json; "": that of init_from, or without one trained on the run's own text
+    init_from       where the parameters of a run's first start come from: a converted checkpoint, another run's
+                    workdir, or a step of one; "" starts from fresh ones
     """
 
-    seed: int
-    total_steps: int
-    tokenizer: str
+    seed: int = 0
+    total_steps: int = 1000
+    tokenizer: str = ""
+    init_from: str = ""
     model: ModelConfig
     pruning: PruneConfig
     data: DataConfig
-    optimizer: OptimConfig
+    optimizer: OptimizerConfig
     loss: LossConfig
+    evaluation: EvaluationConfig
     log: LogConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
     watchdog: WatchdogConfig
     profile: ProfileConfig
     distributed: DistributedConfig
-    init_from: str = ""
 
     @property
     def vlm(self) -> VlmConfig:
@@ -209,18 +237,15 @@ class RunConfig:
         for part in sections.values():
             if hasattr(part, "check"):
                 part.check()
-        scalars = {name: tree.get(name, default) for name, default in SCALARS.items()}
-        if scalars["total_steps"] < 1:
-            raise ValueError(f"total_steps={scalars['total_steps']} must be at least 1")
         data = _data(tree.get("data", {}), sections["model"], sections["pruning"])
-        if data.rows % sections["loss"].accumulate:
+        run = cls(**{**{name: tree[name] for name in SCALARS if name in tree}, **sections, "data": data})
+        run.optimizer.check_steps(run.total_steps)
+        if data.rows % run.loss.accumulate:
             raise ValueError(
-                f"data.rows={data.rows} does not divide by loss.accumulate={sections['loss'].accumulate}; "
-                "use a multiple"
+                f"data.rows={data.rows} does not divide by loss.accumulate={run.loss.accumulate}; use a multiple"
             )
-        run = cls(**scalars, **sections, data=data)
-        run.optimizer.build(run.total_steps, run.pruning.scores).check()
         run._check_buckets()
+        run._check_best_metric()
         return run
 
     def _check_buckets(self) -> None:
@@ -230,22 +255,30 @@ class RunConfig:
             except ValueError as error:
                 raise ValueError(f"pruning.fractions, rows at {fraction}: {error}") from None
 
+    def _check_best_metric(self) -> None:
+        name, every = self.checkpoint.best_metric, self.evaluation.every
+        if not name:
+            return
+        known = list(self.evaluation.accuracies.values()) if every else []
+        if name not in known:
+            raise ValueError(
+                f"checkpoint.best_metric={name!r} is not measured; "
+                + (f"choose one of {', '.join(known)}" if known else "set evaluation.every and evaluation.tasks")
+            )
+        if self.checkpoint.every % every:
+            raise ValueError(
+                f"checkpoint.best_metric compares saved steps, so checkpoint.every={self.checkpoint.every} must be a "
+                f"multiple of evaluation.every={every}"
+            )
 
-# Keys outside of the sections. What a config that another version wrote lacks has its default.
-SCALARS = {"seed": 0, "total_steps": 1000, "tokenizer": "", "init_from": ""}
-SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
-    "pruning": PruneConfig,
-    "data": DataConfig,
-    "optimizer": OptimConfig,
-    "loss": LossConfig,
-    "log": LogConfig,
-    "mesh": MeshConfig,
-    "checkpoint": CheckpointConfig,
-    "watchdog": WatchdogConfig,
-    "profile": ProfileConfig,
-    "distributed": DistributedConfig,
+
+SECTIONS = {
+    f.name: f.type
+    for f in dataclasses.fields(RunConfig)
+    if isinstance(f.type, type) and dataclasses.is_dataclass(f.type)
 }
+# Keys outside of the sections, with their defaults, which a config that another version wrote may lack.
+SCALARS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.name not in SECTIONS}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -275,23 +308,3 @@ def _data(values: Mapping[str, Any], model: ModelConfig, pruning: PruneConfig) -
         raise ValueError(f"data.{taken[0]} follows from model.preset and pruning.fraction; remove it from the config")
     derived = {"image_size": vit.image_size, "grid": vit.grid, "cells": vit.cells, "fraction": pruning.drops}
     return section("data", DataConfig, {**values, **derived}).check()
-
-
-def parse_arg(arg: str, **spec: Any) -> Any:
-    """The argument of `--config FILE.py:a=1,b=x` as a namespace, typed as the defaults in `spec`; unknown names refuse.
-
-    >>> parse_arg("steps=5", steps=100, method="scorer").steps
-    5
-    """
-    values = dict(spec)
-    for part in filter(None, arg.split(",")):
-        name, equal, text = part.partition("=")
-        check_keys("the config argument", {name: None}, list(spec))
-        if not equal:
-            raise ValueError(f"config argument {part!r} has no value; write {name}=VALUE")
-        kind = type(spec[name])
-        try:
-            values[name] = text.lower() in ("1", "true") if kind is bool else kind(text)
-        except ValueError:
-            raise ValueError(f"config argument {name}={text!r} must be a {kind.__name__}") from None
-    return ml_collections.FrozenConfigDict(values)

@@ -1,8 +1,9 @@
 """The training loop. Its order is law, because what a checkpoint holds must agree with itself:
 
-    check the save that goes on  ->  next batch  ->  step  ->  save  ->  metrics of the step before
+    check the save that goes on  ->  next batch  ->  step  ->  metrics of the step before  ->  evaluation  ->  save
 
-The data position is saved right after the step that used its last batch, so a resumed run sees every batch once.
+The data position is saved right after the step that used its last batch, so a resumed run sees every batch once. A step
+is evaluated before it is saved, so that the save knows how good it is, and a resumed run evaluates no step twice.
 """
 
 import contextlib
@@ -15,10 +16,13 @@ from absl import logging
 from sttts_jax.ckpt.data_state import DataState
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.data.device import to_device
+from sttts_jax.paths import write_text
+from sttts_jax.sharding import state_table
 from sttts_jax.train.buckets import Bucket, Buckets
 from sttts_jax.train.clock import Clock, peak_flops
-from sttts_jax.train.metrics import Late, Metrics
-from sttts_jax.train.optimizer import learning_rates
+from sttts_jax.train.first_batch import check_first_batch, contact_sheet
+from sttts_jax.train.metrics import Late, MetricWriter
+from sttts_jax.train.overview import parameter_overview
 from sttts_jax.train.profile import ProfileWindow
 from sttts_jax.train.run import Evaluate, Run, Start
 from sttts_jax.train.state import TrainState
@@ -41,101 +45,153 @@ class TooManySkipped(ValueError):
     """Updates in a row had a NaN or an infinity; said in one sentence, as what the user can mend."""
 
 
-def train(run: Run, begin: Start, evaluate: Evaluate | None = None, out: Any = None) -> TrainState:
-    """Runs to `total_steps`, to a preemption (state saved), or to an error; returns the last state."""
-    config, total = run.config, run.config.total_steps
-    with jax.set_mesh(run.mesh):
-        state, counters, origin = begin
-        logging.info("%s", origin)
-        start = int(state.step)
-        clock = Clock(_peak(run))
-        clock.restore(counters.get("clock", {}))
-        writer = Metrics(
+def train(run: Run, start: Start, evaluate: Evaluate | None = None, out: Any = None) -> TrainState:
+    """Runs to `total_steps`, to a preemption (state saved), or to an error; returns the last state.
+
+    `evaluate` is asked every `evaluation.every` steps and after the last one. It cannot change the run: it gets the
+    parameters and gives numbers.
+    """
+    with jax.set_mesh(run.mesh), contextlib.closing(_Loop(run, start, evaluate, out)) as loop:
+        try:
+            for number in range(int(start.state.step) + 1, run.config.total_steps + 1):
+                if not loop.advance(number):
+                    break
+            loop.report_held()
+        except TooManySkipped:
+            loop.save(int(loop.state.step), None)
+            raise
+        return loop.state
+
+
+class _Loop:
+    """What goes through the steps of a run: its state, and what measures and writes."""
+
+    def __init__(self, run: Run, start: Start, evaluate: Evaluate | None, out: Any):
+        config = run.config
+        self.state = start.state
+        self._run, self._evaluate = run, evaluate
+        self._clock = Clock(_peak(run.mesh))
+        self._clock.restore(start.counters.get("clock", {}))
+        self._writer = MetricWriter(
             run.workdir.root,
-            total_steps=total,
-            resume_step=start,
+            total_steps=config.total_steps,
+            resume_step=int(start.state.step),
             console_keys=CONSOLE,
             tensorboard=config.log.tensorboard,
             out=out,
         )
-        writer.note(origin)
-        watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
-        profile, late = ProfileWindow(config.profile, run.workdir.profile), Late()
+        self._watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
+        self._profile, self._late = ProfileWindow(config.profile, run.workdir.profile), Late()
+        logging.info("%s", start.origin)
+        self._writer.note(start.origin)
+        self._writer.note(parameter_overview(run.plan))
+        if jax.process_index() == 0:
+            write_text(run.workdir.state_table, state_table(run.plan.boxed, run.mesh, run.plan.min_size) + "\n")
+
+    def advance(self, number: int) -> bool:
+        """Update `number`, and what belongs to it; False where the run was told to stop."""
+        run, last = self._run, number == self._run.config.total_steps
+        run.manager.check()
+        self._profile.before(number, self.state.step)
+        bucket = run.buckets.at(number)
+        batch = self._batch(number, bucket)
+        metrics = self._update(number, bucket, batch)
+        self._report(self._late.push(number, metrics))
+        stop = run.manager.preempted(number)
+        results = None
+        if self._evaluate is not None and not stop and (last or number % run.config.evaluation.every == 0):
+            results = self._ask(number, self._evaluate)
+        if last or stop or run.manager.should_save(number):
+            self.save(number, results)
+        self._watchdog.beat(f"step {number}")
+        if stop and not last:
+            self._writer.note(f"told to stop: step {number} is saved; the same command goes on from there")
+        return not stop
+
+    def _batch(self, number: int, bucket: Bucket) -> dict[str, jax.Array]:
+        with self._clock.measure("data"):
+            batch = next(bucket.batches)
+            if not bucket.used:
+                check_first_batch(batch, bucket.config.data.row_shape)
+                self._writer.image(number, f"first_batch/k_{bucket.fraction}", contact_sheet(batch["frames"]))
+            return to_device(batch, self._run.layout.sharding(), self._run.config.data.rows)
+
+    def _update(self, number: int, bucket: Bucket, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The first step of a bucket is compiled, which may take as long as the run's first step. Later ones move
+        nothing between host and device: what would is an error.
+        """
+        around: contextlib.AbstractContextManager[None] = jax.transfer_guard("disallow")
+        if not bucket.used:
+            limit_s = self._run.config.watchdog.startup_s
+            around = self._watchdog.paused(f"the first step that removes {bucket.fraction}", limit_s)
+        bucket.used = True
+        with around, jax.profiler.StepTraceAnnotation("train", step_num=number):
+            self.state, metrics = bucket.step(self.state, batch)
+        return metrics
+
+    def _ask(self, number: int, evaluate: Evaluate) -> dict[str, float]:
+        """The metrics of the model after update `number`, which are written behind those of the update."""
+        self.report_held(end=False)
+        with self._clock.measure("eval"), self._watchdog.paused("evaluation"):
+            results = evaluate(self._run, number, self.state.params)
+        self._writer.write(number, results)
+        return results
+
+    def save(self, number: int, results: dict[str, float] | None) -> None:
+        """The state after update `number`; `results` of its evaluation, if it had one."""
+        run, state = self._run, self.state
+        with self._clock.measure("save"), self._watchdog.paused("save"):
+            counters = {
+                "skipped": int(state.skipped),
+                "all_skipped": int(state.all_skipped),
+                "clock": self._clock.state(),
+            }
+            meta = build_meta(step=number, config=run.raw_config, data_layout=run.layout.describe(), counters=counters)
+            run.manager.save(number, state.params, state.opt, DataState(run.buckets), meta, results)
+
+    def report_held(self, end: bool = True) -> None:
+        """Reports the newest step; waits for it."""
+        self._report(self._late.flush(), end)
+
+    def _report(self, done: tuple[int, dict[str, Any]] | None, end: bool = False) -> None:
+        """Counts every step; writes every `log.every`-th; ends the run after too many skipped updates."""
+        if done is None:
+            return
+        config, (number, metrics) = self._run.config, done
+        bucket = self._run.buckets.at(number)
+        self._clock.tick(float(metrics.pop("count/tokens")), float(metrics.pop("count/frames")), bucket.flops)
+        counts = metrics.pop("scores", None)
+        self._note_skipped(number, int(metrics["skipped_in_row"]))
+        if number % config.log.every == 0 or end or number in (1, config.total_steps):
+            extra = {f"lr/{name}": rate for name, rate in self._run.plan.optimizer.rates(number).items()}
+            extra |= self._clock.report() | _data_stats(self._run.buckets)
+            self._writer.write(number, {**metrics, **extra, "pruned_fraction": float(bucket.fraction)})
+        if counts is not None and number % config.log.histogram_every == 0:
+            self._writer.histogram(number, "scores", counts, np.linspace(0, 1, HISTOGRAM_BINS + 1))
+
+    def _note_skipped(self, number: int, in_row: int) -> None:
+        if in_row:
+            self._writer.note(f"step {number}: loss or gradient is not finite, update skipped ({in_row} in a row)")
+        if in_row >= self._run.config.loss.max_skipped:
+            raise TooManySkipped(
+                f"{in_row} updates in a row had a NaN or an infinity, up to step {number}; the parameters "
+                "are those of the last good update: lower the learning rates, or look at the data of these steps"
+            )
+
+    def close(self) -> None:
+        """Waits for the save that goes on, and closes all writers."""
+        self._profile.close(self.state.step)
+        self._watchdog.close()
         try:
-            for number in range(start + 1, total + 1):
-                bucket = run.buckets.at(number)
-                run.manager.check()
-                profile.before(number, state.step)
-                with clock.measure("data"):
-                    batch = to_device(next(bucket.batches), run.layout.sharding(), config.data.rows)
-                with _patience(watchdog, bucket, config.watchdog.startup_s):
-                    state, metrics = bucket.step(state, batch)
-                stop = run.manager.preempted(number)
-                if number == total or stop or run.manager.should_save(number):
-                    with clock.measure("save"), watchdog.paused("save"):
-                        _save(run, number, state, clock)
-                done = late.push(number, metrics)
-                if done is not None:
-                    _report(run, writer, clock, *done)
-                watchdog.beat(f"step {number}")
-                if stop and number < total:
-                    writer.note(f"told to stop: step {number} is saved; the same command goes on from there")
-                    break
-            if (done := late.flush()) is not None:
-                _report(run, writer, clock, *done, final=True)
-        except TooManySkipped:
-            _save(run, int(state.step), state, clock)
-            raise
+            self._run.manager.close()
         finally:
-            profile.close(state.step)
-            watchdog.close()
-            run.manager.close()
-            writer.close()
-    return state
+            self._writer.close()
 
 
-def _patience(watchdog: Watchdog, bucket: Bucket, limit_s: float) -> contextlib.AbstractContextManager[None]:
-    """The first step of a bucket is compiled, which may take as long as the run's first step."""
-    first, bucket.used = not bucket.used, True
-    return (
-        watchdog.paused(f"the first step that removes {bucket.fraction}", limit_s)
-        if first
-        else contextlib.nullcontext()
-    )
-
-
-def _save(run: Run, number: int, state: TrainState, clock: Clock) -> None:
-    counters = {"skipped": int(state.skipped), "all_skipped": int(state.all_skipped), "clock": clock.state()}
-    meta = build_meta(step=number, config=run.raw_config, data_layout=run.layout.describe(), counters=counters)
-    run.manager.save(number, state.params, state.opt, DataState(run.buckets), meta)
-
-
-def _report(run: Run, writer: Metrics, clock: Clock, number: int, metrics: dict[str, Any], final: bool = False) -> None:
-    """Counts every step; writes every `log.every`-th; ends the run after too many skipped updates."""
-    config = run.config
-    bucket = run.buckets.at(number)
-    clock.tick(float(metrics.pop("count/tokens")), float(metrics.pop("count/frames")), bucket.flops)
-    counts = metrics.pop("scores", None)
-    in_row = int(metrics["skipped_in_row"])
-    if in_row:
-        writer.note(f"step {number}: loss or gradient is not finite, update skipped ({in_row} in a row)")
-    if in_row >= config.loss.max_skipped:
-        raise TooManySkipped(
-            f"{in_row} updates in a row had a NaN or an infinity, up to step {number}; the parameters "
-            "are those of the last good update: lower the learning rates, or look at the data of these steps"
-        )
-    if number % config.log.every == 0 or final or number == 1:
-        rates = learning_rates(run.plan.optimizer.config, number)
-        extra = {f"lr/{name}": rate for name, rate in rates.items()} | clock.report() | _data_stats(run.buckets)
-        writer.write(number, {**metrics, **extra, "pruned_fraction": float(bucket.fraction)})
-    if counts is not None and number % config.log.histogram_every == 0:
-        writer.histogram(number, "scores", counts, np.linspace(0, 1, HISTOGRAM_BINS + 1))
-
-
-def _peak(run: Run) -> float | None:
+def _peak(mesh: jax.sharding.Mesh) -> float | None:
     """FLOP/s of all devices together, None when unknown."""
-    peak = peak_flops(run.mesh.devices.flat[0].device_kind)
-    return None if peak is None else peak * run.mesh.size
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return None if peak is None else peak * mesh.size
 
 
 def _data_stats(buckets: Buckets) -> dict[str, float]:

@@ -11,7 +11,7 @@ from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.paths import PathLike
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.loop import train
-from sttts_jax.train.run import Evaluator, first_state, prepare
+from sttts_jax.train.run import Evaluate, Evaluator, first_state, prepare
 from sttts_jax.train.state import TrainState
 from sttts_jax.train.tokenizer import run_tokenizer
 
@@ -29,11 +29,23 @@ def main(
     """
     checked, raw, place = RunConfig.build(config), config.to_dict(), Workdir(workdir)
     _check_same_run(place, raw)
-    evaluate = None if evaluator is None else evaluator(checked)
+    evaluate = _evaluate(checked, evaluator)
     distributed.init(checked.distributed)
     tokenizer = run_tokenizer(checked, place)
     run = prepare(checked, raw, place, tokenizer)
     return train(run, first_state(run), evaluate, out)
+
+
+def _evaluate(config: RunConfig, evaluator: Evaluator | None) -> Evaluate | None:
+    """What evaluates during the training; None where the config wants nothing."""
+    if not config.evaluation.every:
+        return None
+    if evaluator is None:
+        raise ValueError(
+            f"evaluation.every={config.evaluation.every} needs an evaluator: train by `sttts-jax train` or "
+            "sttts_jax.api.train, or set it to 0"
+        )
+    return evaluator(config)
 
 
 def _check_same_run(workdir: Workdir, raw: dict[str, Any]) -> None:

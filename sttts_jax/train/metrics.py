@@ -34,7 +34,7 @@ class Late:
         return None if previous is None else (previous[0], jax.device_get(previous[1]))
 
     def flush(self) -> tuple[int, Any] | None:
-        """(step, host tree) of what is still held: after the last step, before a save or an eval."""
+        """(step, host tree) of what is still held: after the last step, and before an evaluation."""
         previous, self._held = self._held, None
         return None if previous is None else (previous[0], jax.device_get(previous[1]))
 
@@ -198,15 +198,15 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-class Metrics:
-    """All writers of a run. In other processes than the first, and with workdir None, everything is a no-op.
+class MetricWriter:
+    """All writers of a run. In other processes than the first everything is a no-op.
 
     console_keys: the metrics that the console shows, in that order. resume_step: the step of the restored checkpoint.
     """
 
     def __init__(
         self,
-        workdir: PathLike | None,
+        workdir: PathLike,
         *,
         total_steps: int,
         resume_step: int = 0,
@@ -218,7 +218,7 @@ class Metrics:
         self._board: TensorBoard | None = None
         self._console: ConsoleLog | None = None
         self._keys = console_keys
-        if workdir is None or jax.process_index() != 0:
+        if jax.process_index() != 0:
             return
         place = Workdir(workdir)
         place.root.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,10 @@ class Metrics:
         self._console = ConsoleLog(total_steps, resume_step, out)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Scalars of a step to all writers. Raises ValueError that names a value which is not a scalar."""
+        """Scalars of a step to all writers. Raises ValueError that names a value which is not a scalar.
+
+        The console shows those of `console_keys`; where a record has none of them, all.
+        """
         if self._lines is None or self._console is None:
             return
         bad = [name for name, value in values.items() if np.ndim(value) != 0]
@@ -237,7 +240,7 @@ class Metrics:
         self._lines.write({"step": int(step), **scalars})
         if self._board is not None:
             self._board.scalars(step, scalars)
-        self._console.report(step, {name: scalars[name] for name in self._keys if name in scalars})
+        self._console.report(step, {name: scalars[name] for name in self._keys if name in scalars} or scalars)
 
     def histogram(self, step: int, name: str, counts: Any, edges: Any) -> None:
         """counts [n] and edges [n + 1], counted on the device; a line of its own in metrics.jsonl."""
@@ -256,11 +259,6 @@ class Metrics:
         """A line on the console."""
         if self._console is not None:
             self._console.note(text)
-
-    def flush(self) -> None:
-        """Makes the lines durable; call it before a checkpoint is committed."""
-        if self._lines is not None:
-            self._lines.flush()
 
     def close(self) -> None:
         """Closes all writers."""

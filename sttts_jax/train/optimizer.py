@@ -10,7 +10,7 @@ on time.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,89 +30,88 @@ VLM_LABELS = (
 )
 
 
-@dataclass(frozen=True)
-class GroupConfig:
-    """One group. clip_norm 0 means no clipping; warmup in steps; weight_decay is decoupled, times the learning rate."""
-
-    peak_lr: float
-    warmup: int = 200
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+# Leaves that weight decay never touches.
+NO_DECAY = (r"(.*/)?([^/]*_)?(bias|scale|gain)", r"(.*/)?[^/]*norm[^/]*(/.*)?")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """All groups. `labels`: (regex, group) pairs on whole leaf names, first match wins, every leaf must match.
+    """AdamW.
 
-    `frozen`: regexes tried before the labels. `train_only`: if given, leaves that none of these regexes matches are
-    frozen too. `no_decay`: leaves that weight decay never touches.
+    llm_lr          peak learning rate of the language model
+    vit_lr          of the ViT without the scorer
+    connector_lr    of the connector, and of the embeddings of the added tokens
+    scorer_lr       of the scorer
+    warmup          steps of the linear rise to the peak; a cosine follows, down to the last step
+    weight_decay    decoupled, times the learning rate; biases, scales and norms have none
+    clip_norm       L2 norm to which a group's gradients are clipped, 0 for no clip
+    beta1           decay of the first moment, from 0 to below 1
+    beta2           decay of the second moment, from 0 to below 1
+    eps             added to the root of the second moment
+    final_fraction  share of the peak learning rate that the cosine ends at, 0..1
+    frozen          regexes on whole names of parameters that are not trained
+    train_only      if given, what none of these regexes matches is not trained either: ("vit/scorer/.*",) for the
+                    scorer alone, (".*_lora_[ab]", "vit/scorer/.*") for it and LoRA
     """
 
-    total_steps: int
-    groups: Mapping[str, GroupConfig]
-    labels: tuple[tuple[str, str], ...]
-    frozen: tuple[str, ...] = ()
-    train_only: tuple[str, ...] = ()
-    no_decay: tuple[str, ...] = (r"(.*/)?([^/]*_)?(bias|scale|gain)", r"(.*/)?[^/]*norm[^/]*(/.*)?")
+    llm_lr: float = 1e-5
+    vit_lr: float = 5e-6
+    connector_lr: float = 5e-6
+    scorer_lr: float = 1e-4
+    warmup: int = 200
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-6
     final_fraction: float = 0.1
+    frozen: tuple[str, ...] = ()
+    train_only: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Raises ValueError on numbers out of range, on what is no regex, on labels and groups without each other."""
-        if self.total_steps < 1:
-            raise ValueError(f"optimizer.total_steps={self.total_steps} must be at least 1")
+    @property
+    def rates(self) -> dict[str, float]:
+        """{group: peak learning rate}."""
+        return {"llm": self.llm_lr, "vit": self.vit_lr, "connector": self.connector_lr, "scorer": self.scorer_lr}
+
+    def check(self) -> "OptimizerConfig":
+        """Itself. Raises ValueError on numbers out of range and on what is no regex."""
+        for name in ("llm_lr", "vit_lr", "connector_lr", "scorer_lr", "warmup", "weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"optimizer.final_fraction={self.final_fraction} must lie in 0..1")
-        unknown = sorted({label for _, label in self.labels} - set(self.groups) - {FROZEN})
-        if unknown:
-            raise ValueError(f"labels name the groups {unknown}, which do not exist; groups are {sorted(self.groups)}")
-        idle = sorted(set(self.groups) - {label for _, label in self.labels})
-        if idle:
-            raise ValueError(f"the optimizer groups {idle} have no parameters; remove them or correct the labels")
         for pattern in (*self.frozen, *self.train_only):
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"optimizer: {pattern!r} is no regular expression ({error})") from None
-        for name, group in self.groups.items():
-            if group.peak_lr < 0 or group.weight_decay < 0 or group.clip_norm < 0 or group.warmup < 0:
-                raise ValueError(f"optimizer group {name} has a negative number: {group}")
-            if group.warmup >= self.total_steps and group.warmup > 0:
-                raise ValueError(
-                    f"optimizer group {name}: warmup={group.warmup} does not end before "
-                    f"total_steps={self.total_steps}; shorten it"
-                )
+        return self
+
+    def check_steps(self, total_steps: int) -> None:
+        """Raises ValueError where the run ends before the warm-up does."""
+        if total_steps < 1:
+            raise ValueError(f"total_steps={total_steps} must be at least 1")
+        if 0 < self.warmup >= total_steps:
+            raise ValueError(
+                f"optimizer.warmup={self.warmup} does not end before total_steps={total_steps}; shorten it"
+            )
 
 
-def without_group(config: OptimizerConfig, name: str) -> OptimizerConfig:
-    """The config less one group and its labels: for a model that lacks the part, such as one without a scorer."""
-    groups = {key: group for key, group in config.groups.items() if key != name}
-    return replace(config, groups=groups, labels=tuple(pair for pair in config.labels if pair[1] != name))
-
-
-def schedule(group: GroupConfig, total_steps: int, final_fraction: float, step: Any) -> Any:
+def schedule(config: OptimizerConfig, peak: float, total_steps: int, step: Any) -> Any:
     """The learning rate of update number `step`, which starts at 1 (int: float on the host; traced: float32).
 
     peak * step / warmup while step < warmup; then, with final = final_fraction * peak,
     final + (peak - final)(1 + cos(pi (step - warmup) / (total_steps - warmup))) / 2; final from total_steps on.
     """
-    traced = isinstance(step, jax.Array)
+    traced, warmup = isinstance(step, jax.Array), config.warmup
     cos, minimum = (jnp.cos, jnp.minimum) if traced else (math.cos, min)
-    share = minimum((step - group.warmup) / max(total_steps - group.warmup, 1), 1.0)
-    final = final_fraction * group.peak_lr
-    rising = group.peak_lr * step / max(group.warmup, 1)
-    falling = final + (group.peak_lr - final) * (1 + cos(math.pi * share)) / 2
+    share = minimum((step - warmup) / max(total_steps - warmup, 1), 1.0)
+    final = config.final_fraction * peak
+    rising = peak * step / max(warmup, 1)
+    falling = final + (peak - final) * (1 + cos(math.pi * share)) / 2
     if traced:
-        return jnp.where(step < group.warmup, rising, falling)
-    return rising if step < group.warmup else falling
-
-
-def learning_rates(config: OptimizerConfig, step: int) -> dict[str, float]:
-    """{group: learning rate of update `step`}, computed on the host for the log."""
-    total, final = config.total_steps, config.final_fraction
-    return {name: schedule(group, total, final, int(step)) for name, group in config.groups.items()}
+        return jnp.where(step < warmup, rising, falling)
+    return rising if step < warmup else falling
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
@@ -130,34 +129,42 @@ def _norm(leaves: Sequence[jax.Array]) -> jax.Array:
     return jnp.sqrt(sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves), jnp.float32(0)))
 
 
-def _scale_by_rate(config: OptimizerConfig, group: GroupConfig) -> optax.GradientTransformationExtraArgs:
+def _scale_by_rate(config: OptimizerConfig, peak: float, total_steps: int) -> optax.GradientTransformationExtraArgs:
     def update(updates: Any, state: Any, params: Any = None, *, step: jax.Array, **_: Any) -> tuple[Any, Any]:
         del params
-        rate = schedule(group, config.total_steps, config.final_fraction, step)
+        rate = schedule(config, peak, total_steps, step)
         return jax.tree.map(lambda leaf: -rate * leaf, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def _group_transform(config: OptimizerConfig, group: GroupConfig, decay_mask: Any) -> optax.GradientTransformation:
-    parts = [clip_by_norm(group.clip_norm)] if group.clip_norm else []
+def _group_transform(
+    config: OptimizerConfig, peak: float, total_steps: int, decay_mask: Any
+) -> optax.GradientTransformation:
+    parts = [clip_by_norm(config.clip_norm)] if config.clip_norm else []
     parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.eps))
-    if group.weight_decay:
-        parts.append(optax.add_decayed_weights(group.weight_decay, mask=decay_mask))
-    return optax.chain(*parts, _scale_by_rate(config, group))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    return optax.chain(*parts, _scale_by_rate(config, peak, total_steps))
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """What `make_optimizer` returns.
 
-    config      its groups are those that have parameters to train
+    groups      {name: peak learning rate} of those that have parameters to train
     labels      a tree of group names, or FROZEN, with the structure of the parameters
     """
 
     config: OptimizerConfig
+    total_steps: int
+    groups: Mapping[str, float]
     labels: Any
     transform: optax.GradientTransformationExtraArgs
+
+    def rates(self, step: int) -> dict[str, float]:
+        """{group: learning rate of update `step`}, computed on the host for the log."""
+        return {name: schedule(self.config, peak, self.total_steps, step) for name, peak in self.groups.items()}
 
     def trained(self, tree: Any) -> Any:
         """A tree like the parameters with nothing (no leaf) in the place of frozen leaves: what to differentiate by."""
@@ -187,19 +194,19 @@ def _trained(labels: Any, tree: Any) -> Any:
     return jax.tree.map(lambda label, part: optax.MaskedNode() if label == FROZEN else part, labels, tree)
 
 
-def make_optimizer(config: OptimizerConfig, params: Any) -> Optimizer:
-    """Builds the optimizer for a parameter tree, real or abstract, unboxed. Groups whose leaves are all frozen are
-    dropped.
+def make_optimizer(config: OptimizerConfig, total_steps: int, params: Any) -> Optimizer:
+    """Builds the optimizer for a parameter tree, real or abstract, unboxed. Groups whose leaves are all frozen, or that
+    the model lacks, are dropped.
 
-    Raises ValueError on an unclaimed leaf, an idle rule, a group that no label names, a trained leaf that is not
-    float32, or when everything is frozen.
+    Raises ValueError on a leaf that no group claims, a regex of the config that matches nothing, a trained leaf that is
+    not float32, or when everything is frozen.
     """
-    config.check()
+    config.check().check_steps(total_steps)
     labels = _labels(config, params)
     used = set(jax.tree.leaves(labels)) - {FROZEN}
     if not used:
         raise ValueError("optimizer.frozen and optimizer.train_only leave no parameter to train; shorten or mend them")
-    config = replace(config, groups={name: group for name, group in config.groups.items() if name in used})
+    groups = {name: peak for name, peak in config.rates.items() if name in used}
     wrong = [
         f"{name} ({leaf.dtype})"
         for name, leaf in named_leaves(_trained(labels, params)).items()
@@ -209,18 +216,19 @@ def make_optimizer(config: OptimizerConfig, params: Any) -> Optimizer:
         raise ValueError(
             f"trained parameters must be float32 master weights, but these are not: {', '.join(wrong[:8])}"
         )
-    decays = _decay_mask(params, config.no_decay)
-    transforms = {name: _group_transform(config, group, decays) for name, group in config.groups.items()}
-    return Optimizer(config, labels, optax.partition(transforms, _trained(labels, labels)))
+    decays = _decay_mask(params)
+    transforms = {name: _group_transform(config, peak, total_steps, decays) for name, peak in groups.items()}
+    return Optimizer(config, total_steps, groups, labels, optax.partition(transforms, _trained(labels, labels)))
 
 
 def _labels(config: OptimizerConfig, params: Any) -> Any:
     """The group of every leaf, or FROZEN."""
-    labels = label_leaves(params, (*[(pattern, FROZEN) for pattern in config.frozen], *config.labels))
+    names = leaf_names(params)
+    rules = [rule for rule in VLM_LABELS if any(re.fullmatch(rule[0], name) for name in names)]  # no scorer, no rule
+    labels = label_leaves(params, (*[(pattern, FROZEN) for pattern in config.frozen], *rules))
     if not config.train_only:
         return labels
     patterns = [re.compile(pattern) for pattern in config.train_only]
-    names = leaf_names(params)
     idle = [regex.pattern for regex in patterns if not any(regex.fullmatch(name) for name in names)]
     if idle:
         raise ValueError(
@@ -229,8 +237,8 @@ def _labels(config: OptimizerConfig, params: Any) -> Any:
     return map_named(lambda name, label: label if any(p.fullmatch(name) for p in patterns) else FROZEN, labels)
 
 
-def _decay_mask(params: Any, no_decay: tuple[str, ...]) -> Any:
-    patterns = [re.compile(pattern) for pattern in no_decay]
+def _decay_mask(params: Any) -> Any:
+    patterns = [re.compile(pattern) for pattern in NO_DECAY]
     return map_named(lambda name, _: not any(pattern.fullmatch(name) for pattern in patterns), params)
 
 

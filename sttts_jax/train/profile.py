@@ -10,9 +10,10 @@ from sttts_jax.paths import PathLike, as_path
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """Trace `steps` steps from step `first` on (1 is the first of the run); steps=0: no trace.
+    """A profiler trace of some steps, in WORKDIR/profile.
 
-    `first` should lie past step 2, or the trace shows compilation.
+    first           step to begin with, 1 is the first of the run; it should lie past 2, or the trace shows compilation
+    steps           steps to trace, 0 for none
     """
 
     first: int = 10

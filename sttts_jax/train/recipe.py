@@ -1,16 +1,51 @@
 """The recipe of the STTS paper (arXiv 2603.18004) as a config: what configs/molmo2_*_stts.py and others start from."""
 
+from typing import Any
+
 import ml_collections
 
-from sttts_jax.models.presets import preset
+from sttts_jax.models.presets import check_keys, preset
 from sttts_jax.pruning.budget import row_capacity
-from sttts_jax.train.config import defaults, parse_arg
+from sttts_jax.train.config import defaults
 
 VIDEOS = 2  # examples of full length in a row
 ITEMS = 4  # examples in a row, where they are shorter
 FRAME_TEXT = 10  # <frame_start>, <frame_end> and a time of up to " 9999.5 ", which is 8 tokens
 WORDS = 1610  # questions and answers of a video: with 64 frames, the 2,250 tokens of text of the paper's examples
 STEP = 128  # rows are whole multiples, as kernels and devices like them
+
+
+def parse_arg(arg: str, **spec: Any) -> Any:
+    """The argument of `--config FILE.py:a=1,b=x` as a namespace, typed as the defaults in `spec`; unknown names refuse.
+
+    >>> parse_arg("steps=5", steps=100, method="scorer").steps
+    5
+    """
+    values = dict(spec)
+    for part in filter(None, arg.split(",")):
+        name, equal, text = part.partition("=")
+        check_keys("the config argument", {name: None}, list(spec))
+        if not equal:
+            raise ValueError(f"config argument {part!r} has no value; write {name}=VALUE")
+        kind = type(spec[name])
+        try:
+            values[name] = text.lower() in ("1", "true") if kind is bool else kind(text)
+        except ValueError:
+            raise ValueError(f"config argument {name}={text!r} must be a {kind.__name__}") from None
+    return ml_collections.FrozenConfigDict(values)
+
+
+def set_pruning(config: ml_collections.ConfigDict, method: str, k: str) -> str:
+    """Sets pruning.method and the shares that it removes; returns the one that rows have to hold.
+
+    k: the short form of pruning.fraction, a decimal such as "0.5"; or several such as "0.3/0.5", of which each step
+    draws one (pruning.fractions), and evaluation takes the first.
+    """
+    first, *others = shares = tuple(k.split("/"))
+    config.pruning.method = method
+    config.pruning.fraction = first
+    config.pruning.fractions = shares if others else ()
+    return "0" if method in ("none", "soft_only") else first
 
 
 def row_length(frames: int, k: str, cells: int, videos: int = VIDEOS, items: int = ITEMS) -> int:
@@ -26,12 +61,11 @@ def row_length(frames: int, k: str, cells: int, videos: int = VIDEOS, items: int
 def stts_recipe(arg: str, name: str, init_from: str, steps: int = 6250) -> ml_collections.ConfigDict:
     """The config of a run of the model preset `name` that starts from `init_from`.
 
-    arg: "k=0.5,frames=64,method=scorer,steps=6250,data=data/video_qa.jsonl" with any of them changed. k is the share
-    that is removed, or several such as 0.3/0.5, of which each step draws one; evaluation takes the first. method=none
-    trains without pruning. data is a file of videos and questions for the source "jsonl:PATH".
+    arg: "k=0.5,frames=64,method=scorer,steps=6250,data=data/video_qa.jsonl" with any of them changed. k: see
+    `set_pruning`; method=none trains without pruning. data is a file of videos and questions for the source
+    "jsonl:PATH".
     """
     args = parse_arg(arg, k="0.5", frames=64, method="scorer", steps=steps, data="data/video_qa.jsonl")
-    fractions = tuple(args.k.split("/"))
     cells = preset(name).vit.cells
     config = defaults()
     config.total_steps = args.steps
@@ -41,9 +75,7 @@ def stts_recipe(arg: str, name: str, init_from: str, steps: int = 6250) -> ml_co
     config.model.dtype = "bfloat16"
     config.model.remat = "attention"
 
-    config.pruning.method = args.method
-    config.pruning.fraction = fractions[0]
-    config.pruning.fractions = fractions if len(fractions) > 1 else ()
+    removed = set_pruning(config, args.method, args.k)
 
     config.data.sources = ((f"jsonl:{args.data}", 1.0, "train"),)
     config.data.max_frames = args.frames
@@ -51,7 +83,6 @@ def stts_recipe(arg: str, name: str, init_from: str, steps: int = 6250) -> ml_co
     config.data.frames_per_row = VIDEOS * args.frames
     config.data.items_per_row = ITEMS
     config.data.rows = 64
-    removed = "0" if args.method in ("none", "soft_only") else fractions[0]
     config.data.row_length = row_length(args.frames, removed, cells)
     config.data.threads = 8
 

@@ -52,6 +52,8 @@ def prepare(config: RunConfig, raw_config: dict[str, Any], workdir: Workdir, tok
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     layout = DataLayout(mesh)
     layout.rows_per_process(config.data.rows // config.loss.accumulate)
+    if config.evaluation.every:
+        layout.rows_per_process(config.evaluation.batch)
     _check_tokenizer(config, tokenizer)
     streams = open_streams([part.data for part in config.buckets], tokenizer, layout)
     plan = blueprint(config, mesh)

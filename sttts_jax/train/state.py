@@ -14,8 +14,8 @@ from sttts_jax.models.vlm import Vlm
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.sharding import MIN_SIZE, abstract_state, shardings_of
-from sttts_jax.train.config import DTYPES, ModelConfig, OptimConfig, RunConfig
-from sttts_jax.train.optimizer import Optimizer, make_optimizer
+from sttts_jax.train.config import DTYPES, ModelConfig, RunConfig
+from sttts_jax.train.optimizer import Optimizer, OptimizerConfig, make_optimizer
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -49,10 +49,10 @@ def init_params(model: Vlm, shape: RowShape, key: jax.Array) -> Any:
     return model.init(key, batch, jax.random.key(0))["params"]
 
 
-def boxed_state(config: OptimConfig, total_steps: int, model: Vlm, shape: RowShape) -> tuple[Any, Optimizer]:
+def boxed_state(config: OptimizerConfig, total_steps: int, model: Vlm, shape: RowShape) -> tuple[Any, Optimizer]:
     """(abstract TrainState whose leaves carry axis names, its optimizer)."""
     params = jax.eval_shape(lambda key: init_params(model, shape, key), jax.random.key(0))
-    optimizer = make_optimizer(config.build(total_steps, model.prune.scores), nn.unbox(params))
+    optimizer = make_optimizer(config, total_steps, nn.unbox(params))
     count = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(count, count, count, params, jax.eval_shape(optimizer.init, params)), optimizer
 

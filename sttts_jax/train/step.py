@@ -30,7 +30,9 @@ def train_step(
     def loss(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, VlmLoss]:
         params = optimizer.joined(trained, state.params)
         select, dropout = jax.random.split(key)
-        out = model.apply({"params": params}, part, select, False, method="loss", rngs={"dropout": dropout})
+        out = model.apply(
+            {"params": params}, part, select, deterministic=False, method="loss", rngs={"dropout": dropout}
+        )
         task = (out.task.cross_entropy + config.z_loss * out.task.z) / jnp.maximum(weight, 1e-9)
         return task + model.prune.aux_weight * out.aux / jnp.maximum(cells, 1.0), out
 
@@ -115,8 +117,7 @@ def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]
     }
     if out.scores is not None:
         metrics["loss_aux"] = out.aux / jnp.maximum(out.aux_count, 1.0)
-        weights = jnp.broadcast_to(later[..., None], out.scores.shape)
-        metrics["scores"] = jnp.histogram(out.scores, HISTOGRAM_BINS, (0.0, 1.0), weights=weights.astype(jnp.float32))[
-            0
-        ]
+        counted = jnp.broadcast_to(later[..., None], out.scores.shape).astype(jnp.float32)  # [B, F, C]
+        counts, _ = jnp.histogram(out.scores, HISTOGRAM_BINS, (0.0, 1.0), weights=counted)
+        metrics["scores"] = counts  # [HISTOGRAM_BINS]
     return metrics

@@ -15,6 +15,7 @@ from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import take_batch
 from sttts_jax.pruning.select import Kept, select_cells
 from tests.models.batches import Sizes, Talk, make_batch
+from tests.pruning.cases import quick_jit
 
 SIZES = Sizes(frames=5, cells=4, unpruned=60, vocab=30)
 TOTAL = SIZES.frames * SIZES.cells
@@ -46,7 +47,7 @@ def _program(positions: str, capacity: int, length: int):
         kept = select_cells(scores, rows, FRACTION, capacity)
         return kept, prune_rows(batch, kept, length, positions, WINDOWS)
 
-    return jax.jit(run)
+    return quick_jit(run)
 
 
 def _scores(rows: int, seed: int) -> np.ndarray:

@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -12,7 +14,8 @@ import pytest
 from sttts_jax.cli import train as train_cli
 from sttts_jax.models.lora import LoraConfig
 from sttts_jax.models.presets import overrides_of, preset
-from sttts_jax.train.config import LORA_TARGETS, SECTIONS, ModelConfig, RunConfig, defaults, parse_arg
+from sttts_jax.train.config import DERIVED_DATA, LORA_TARGETS, SCALARS, SECTIONS, ModelConfig, RunConfig, defaults
+from sttts_jax.train.recipe import parse_arg
 from sttts_jax.train.state import boxed_state, build_model
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +61,21 @@ def test_every_config_key_has_a_reader():
     unread = {key for key in keys if key.split(".")[1] not in read and not key.startswith("mesh.")}
     assert not unread
     assert {f.name for f in dataclasses.fields(SECTIONS["mesh"])} == {"data", "fsdp", "tensor", "sequence"}
-    assert {"seed", "total_steps", "tokenizer", "init_from"} <= read
+    assert set(SCALARS) == {"seed", "total_steps", "tokenizer", "init_from"} <= read
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """The lines `name    meaning` of a docstring; further lines of a meaning are indented."""
+    found = re.findall(r"^ *(\w+)  +(\S.*(?:\n {12,}\S.*)*)", inspect.cleandoc(kind.__doc__), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+@pytest.mark.parametrize("name", ["", *SECTIONS])
+def test_every_key_has_a_meaning(name):
+    """One line each in the docstring of its section, and no line is of a key that does not exist."""
+    kind = SECTIONS[name] if name else RunConfig
+    others = {"": tuple(SECTIONS), "data": DERIVED_DATA}.get(name, ())
+    assert list(_meanings(kind)) == [f.name for f in dataclasses.fields(kind) if f.name not in others]
 
 
 def test_defaults_hold_every_key_and_build():
@@ -88,6 +105,12 @@ def test_defaults_hold_every_key_and_build():
         ("loss.accumulate", 3, "does not divide by loss.accumulate=3"),
         ("data.row_length", 8, "has no room for text"),
         ("optimizer.warmup", 5000, "does not end before"),
+        ("optimizer.clip_norm", -1.0, "optimizer.clip_norm=-1.0 must not be negative"),
+        ("evaluation.every", 10, "evaluation.every=10 asks for evaluation.tasks"),
+        ("evaluation.batch", 0, "evaluation.batch=0 must be at least 1"),
+        ("evaluation.pruned_fraction", "1.5", "out of range"),
+        ("log.every", 0, "log.every and log.histogram_every must be at least 1"),
+        ("checkpoint.best_metric", "loss", "'loss' is not measured; set evaluation.every and evaluation.tasks"),
         ("total_steps", 0, "total_steps=0"),
     ],
 )
@@ -146,6 +169,29 @@ def test_fractions_are_refused_where_nothing_is_removed():
     tree["pruning"]["fractions"] = "0.5"
     with pytest.raises(ValueError, match="must be a list"):
         RunConfig.build(tree)
+
+
+def test_the_best_metric_is_measured_at_every_save():
+    config = defaults()
+    config.evaluation.update(every=100, tasks=("a", "b"))
+    config.checkpoint.update(every=200, best_metric="eval/b/accuracy")
+    assert RunConfig.build(config).evaluation.accuracies == {"a": "eval/a/accuracy", "b": "eval/b/accuracy"}
+    config.checkpoint.best_metric = "eval/c/accuracy"
+    with pytest.raises(ValueError, match="choose one of eval/a/accuracy, eval/b/accuracy"):
+        RunConfig.build(config)
+    config.checkpoint.update(every=150, best_metric="eval/a/accuracy")
+    with pytest.raises(ValueError, match=r"checkpoint.every=150 must be a multiple of evaluation.every=100"):
+        RunConfig.build(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_takes_k(path):
+    """One share, or several of which each step draws one."""
+    for k, fractions in (("0.3", ()), ("0.3/0.5", ("0.3", "0.5"))):
+        run = RunConfig.build(_load(path).get_config(f"k={k}"))
+        assert (run.pruning.fraction, run.pruning.fractions) == ("0.3", fractions)
+        assert [part.pruning.fraction for part in run.buckets] == list(fractions or ("0.3",))
+        assert run.data.row_length == RunConfig.build(_load(path).get_config("k=0.3")).data.row_length
 
 
 def test_a_bucket_without_room_is_named():

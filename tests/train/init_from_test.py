@@ -25,7 +25,7 @@ from sttts_jax.train.main import main as train
 from sttts_jax.train.state import Blueprint, blueprint, build_model, fresh_state, init_params
 from sttts_jax.train.tokenizer import run_tokenizer
 from sttts_jax.trees import named_leaves
-from tests.tiny import tiny_config
+from tests.train.tiny_run import build_clips, tiny_config
 
 LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
 SMALL = {"llm": {"layers": 2, "dropout": 0.1}}
@@ -137,7 +137,7 @@ def test_lora_and_scorer_are_fresh_and_start_as_the_checkpoint(released: Any, tm
     assert all(name.startswith("vit/scorer/") for name in added - lora)
     assert all(np.any(leaves[name]) == name.endswith("_a") for name in lora)
     assert set(named_leaves(plan.optimizer.trained(state.params))) == added
-    assert set(plan.optimizer.config.groups) == {"llm", "vit", "scorer"}
+    assert set(plan.optimizer.groups) == {"llm", "vit", "scorer"}
     assert all(name in origin.split("fresh:")[1] for name in added)
     _save(tmp_path, config, state.params)
     opened = named_leaves(read_checkpoint(tmp_path).load(make_mesh({"data": 1}, jax.devices()[:1])))
@@ -187,9 +187,10 @@ def test_a_converted_directory_opens_as_a_run_does(released: Any) -> None:
 
 
 def test_a_run_starts_from_another_and_resumes_without_it(
-    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The real loop, fine-tuning the scorer alone from a run that had none; then the source is deleted."""
+    clips = build_clips(tmp_path / "clips")
     source, workdir = tmp_path / "source", tmp_path / "run"
     first = train(tiny_config(clips, total_steps=3, pruning__method="none"), str(source))
     settings = {"total_steps": 4, "init_from": str(source), "optimizer__train_only": ("vit/scorer/.*",)}

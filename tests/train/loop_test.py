@@ -15,16 +15,24 @@ import pytest
 
 import sttts_jax.train.loop as loop
 from sttts_jax.ckpt.meta import ConfigMismatch
+from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.mesh import make_mesh
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.main import main as train
 from sttts_jax.train.metrics import read_lines
+from sttts_jax.train.run import first_state, prepare
 from sttts_jax.train.state import blueprint, build_model, fresh_state
 from sttts_jax.train.step import train_step
-from tests.tiny import tiny_config
+from sttts_jax.train.tokenizer import run_tokenizer
+from tests.train.tiny_run import build_clips, tiny_config
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return build_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,7 @@ def test_a_run_learns_and_logs_what_it_should(whole):
 @pytest.mark.slow
 def test_kill_9_at_any_step_resumes_bit_equal(clips, whole, tmp_path):
     """A process is killed without warning, twice; the same command goes on, with the uninterrupted loss curve."""
-    command = [sys.executable, "-m", "tests.tiny", str(clips), str(tmp_path), str(STEPS)]
+    command = [sys.executable, "-m", "tests.train.tiny_run", str(clips), str(tmp_path), str(STEPS)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for kill_at in (3, 6):
         process = subprocess.Popen(
@@ -74,6 +82,34 @@ def test_kill_9_at_any_step_resumes_bit_equal(clips, whole, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     workdir, _ = whole
     assert _losses(tmp_path) == _losses(workdir)
+
+
+def test_a_start_shows_what_is_trained_and_where_it_lies(clips, tmp_path, capsys):
+    train(tiny_config(clips, total_steps=1, log__tensorboard=True, optimizer__train_only=("vit/.*",)), tmp_path)
+    table = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert table["scorer"][3] == table["scorer"][2] != "0" and table["llm"][3] == "0"  # trained, of all
+    leaves = (tmp_path / "state.txt").read_text().splitlines()
+    assert any(line.startswith("params/vit/scorer/fc1/kernel ") for line in leaves)
+    assert leaves[-1].startswith("total on one device")
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"first_batch/k_0.5" in events and b"PNG" in events
+
+
+def test_a_step_that_moves_data_by_itself_is_an_error(clips, tmp_path):
+    config, place = tiny_config(clips), Workdir(tmp_path)
+    checked = RunConfig.build(config)
+    run = prepare(checked, config.to_dict(), place, run_tokenizer(checked, place))
+    (bucket,), reached = run.buckets.all, []
+    real = bucket.step
+
+    def leaky(state, batch):
+        reached.append(int(jax.device_get(state.step)))
+        return real(state, {**batch, "weights": np.asarray(batch["weights"])})
+
+    bucket.step = leaky
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        loop.train(run, first_state(run))
+    assert reached == [0, 1]  # the first step, which is compiled, may
 
 
 def test_a_finished_run_started_again_does_nothing(clips, whole):

@@ -5,11 +5,12 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sttts_jax.train.metrics import ConsoleLog, JsonLines, Late, Metrics, read_lines
+from sttts_jax.train.metrics import ConsoleLog, JsonLines, Late, MetricWriter, read_lines
 
 
 def test_late_hands_out_the_step_before() -> None:
@@ -62,12 +63,11 @@ def test_a_line_needs_a_step(tmp_path: Path) -> None:
 
 def test_all_writers(tmp_path: Path) -> None:
     out = io.StringIO()
-    metrics = Metrics(tmp_path, total_steps=4, console_keys=("loss", "absent"), out=out)
+    metrics = MetricWriter(tmp_path, total_steps=4, console_keys=("loss", "absent"), out=out)
     metrics.write(1, {"loss": np.float32(0.5), "rate/tokens_per_s": 123456.0})
     metrics.histogram(1, "scores", jnp.array([1, 2]), jnp.array([0.0, 0.5, 1.0]))
     metrics.image(1, "kept", np.zeros((4, 4, 3), np.uint8))
     metrics.note("saved step 1")
-    metrics.flush()
     metrics.close()
     assert out.getvalue() == "step 1/4  loss 0.5\nsaved step 1\n"
     scalars, histogram = read_lines(tmp_path / "metrics.jsonl")
@@ -77,17 +77,30 @@ def test_all_writers(tmp_path: Path) -> None:
 
 
 def test_arrays_are_refused_by_name(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, total_steps=1, tensorboard=False, out=io.StringIO())
+    metrics = MetricWriter(tmp_path, total_steps=1, tensorboard=False, out=io.StringIO())
     with pytest.raises(ValueError, match=r"\['scores'\] are not scalars"):
         metrics.write(1, {"loss": 1.0, "scores": np.zeros(3)})
     metrics.close()
 
 
-def test_no_workdir_is_silent() -> None:
-    metrics = Metrics(None, total_steps=1)
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    out = io.StringIO()
+    metrics = MetricWriter(tmp_path / "run", total_steps=1, out=out)
     metrics.write(1, {"loss": 1.0})
     metrics.histogram(1, "h", [1], [0, 1])
+    metrics.image(1, "kept", np.zeros((4, 4, 3), np.uint8))
+    metrics.note("nothing")
     metrics.close()
+    assert not out.getvalue() and not list(tmp_path.iterdir())
+
+
+def test_the_console_shows_a_record_of_other_keys_whole(tmp_path: Path) -> None:
+    out = io.StringIO()
+    metrics = MetricWriter(tmp_path, total_steps=4, tensorboard=False, out=out)
+    metrics.write(2, {"eval/x/accuracy": 0.5})
+    metrics.close()
+    assert out.getvalue() == "step 2/4  eval/x/accuracy 0.5\n"
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -38,20 +37,40 @@ def test_a_hung_start_ends() -> None:
     assert ended.returncode == EXIT_CODE and "nothing since start" in ended.stderr
 
 
-def test_progress_pauses_and_close() -> None:
-    """In this process: had the watchdog fired, the test run would be gone."""
-    dog = Watchdog(startup_s=0.5, step_s=0.5).start()
-    with dog.paused("eval"):
-        time.sleep(0.7)
-    dog.beat("step 1")
-    dog.close()
-    time.sleep(0.7)
+def test_progress_pauses_and_close_leave_a_run_alone() -> None:
+    """Nothing fires in a pause, or after the end; what is armed behind them does."""
+    ended = run(
+        """
+        dog = Watchdog(startup_s=0.5, step_s=0.5).start()
+        with dog.paused("eval"):
+            time.sleep(0.8)
+        print("paused", flush=True)
+        dog.beat("step 1")
+        dog.close()
+        time.sleep(0.8)
+        print("closed", flush=True)
+        Watchdog(startup_s=0.1, step_s=0).start()
+        time.sleep(30)
+        """
+    )
+    assert ended.stdout.split() == ["paused", "closed"]
+    assert ended.returncode == EXIT_CODE and "nothing since start for 0.1 s" in ended.stderr
 
 
-def test_no_deadlines() -> None:
-    dog = Watchdog(startup_s=0, step_s=0).start()
-    dog.beat("step 1")
-    dog.close()
+def test_no_deadlines_wait_for_ever_and_a_later_one_counts() -> None:
+    ended = run(
+        """
+        dog = Watchdog(startup_s=0, step_s=0).start()
+        time.sleep(0.3)
+        dog.beat("step 1")
+        time.sleep(0.3)
+        print("waited", flush=True)
+        with dog.paused("save", 0.1):
+            time.sleep(30)
+        """
+    )
+    assert ended.stdout.split() == ["waited"]
+    assert ended.returncode == EXIT_CODE and "nothing since save for 0.1 s" in ended.stderr
 
 
 def test_negative_deadlines_are_refused() -> None:

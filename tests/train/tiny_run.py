@@ -1,17 +1,18 @@
-"""The smallest real run: 24 clips, a few steps; also a program that the kill tests start as a process of its own."""
+"""The smallest real run: 16 clips, a few steps; also a program that the kill tests start as a process of its own."""
 
 import sys
 from pathlib import Path
 
 import ml_collections
 
+from sttts_jax.api import train
 from sttts_jax.data.sources.registry import build
 from sttts_jax.train.config import defaults
-from sttts_jax.train.main import main as train
 
 
-def build_clips(directory: Path) -> None:
-    build("shapes_video_qa", str(directory), {"train": 24, "validation": 4, "test": 8})
+def build_clips(directory: Path) -> Path:
+    build("shapes_video_qa", str(directory), {"train": 16, "validation": 4, "test": 4})
+    return directory
 
 
 def tiny_config(data_dir: Path, **settings) -> ml_collections.ConfigDict:
