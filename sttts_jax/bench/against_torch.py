@@ -142,7 +142,7 @@ class Ours:
         """The same inputs for the other side."""
         case, parts = self.case, self.parts()
         grid, frames, patches = case.grid, case.frames, case.cfg.vit.patches
-        slots = grid.slots[None] + patches * np.arange(frames)[:, None, None]
+        slots = grid.slots[None] + patches * np.arange(frames)[:, None, None]  # [F, C, W], index into F N
         features = parts["connector"][1][1].reshape(frames, grid.cells, grid.window, -1)
         return TorchInputs(
             pixels=np.array(grid.to_patches(self.batch["patches"][0])),
@@ -353,14 +353,14 @@ def _batch(case: Case) -> dict[str, jax.Array]:
     cfg, frames, cells = case.cfg, case.frames, case.cfg.vit.cells
     generator = np.random.default_rng(case.seed)
     lead = case.text // 2
-    tokens = generator.integers(0, cfg.llm.vocab, case.tokens)
+    tokens = generator.integers(0, cfg.llm.vocab, case.tokens)  # [S]
     place = np.full(case.tokens, -1)
     vision = np.zeros(case.tokens, bool)
     video = slice(lead, case.tokens - case.text + lead)
-    one = [cfg.llm.vocab + 1, *[cfg.llm.vocab] * cells, cfg.llm.vocab + 2]
+    one = [cfg.llm.vocab + 1, *[cfg.llm.vocab] * cells, cfg.llm.vocab + 2]  # a frame: C cells between two markers
     tokens[video], vision[video] = one * frames, True
     place[tokens == cfg.llm.vocab] = np.arange(frames * cells)
-    patches = generator.uniform(-1, 1, (1, frames, cells, case.grid.window, 3 * cfg.vit.patch**2))
+    patches = generator.uniform(-1, 1, (1, frames, cells, case.grid.window, 3 * cfg.vit.patch**2))  # [1, F, C, W, ..]
     if case.grid.filled is not None:
         patches = np.where(case.grid.filled[..., None], patches, 0)
     zeros = np.zeros(case.tokens)
