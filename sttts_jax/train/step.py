@@ -24,7 +24,7 @@ def train_step(
     optimizer trains is differentiated by.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    weight = jnp.sum(jnp.maximum(batch["weights"], 0.0))
+    weight = jnp.sum(jnp.maximum(batch["weights"], 0.0))  # []; of the whole batch, as the next line
     cells = _aux_cells(model, batch)
 
     def loss(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, VlmLoss]:
@@ -55,7 +55,7 @@ def train_step(
 def _aux_cells(model: Vlm, batch: Batch) -> jax.Array:
     """How many cells the temporal loss counts in the whole batch; known before any micro-batch is run."""
     rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
-    counted = rows.video if model.prune.across_items else rows.video & ~rows.first
+    counted = rows.video if model.prune.across_items else rows.video & ~rows.first  # [B, F]
     return jnp.sum(counted[:, 1:]).astype(jnp.float32) * model.cfg.vit.cells
 
 
@@ -65,7 +65,7 @@ def _accumulate(
     """Sums over `parts` micro-batches of rows; per-row outputs are put together again."""
     if parts == 1:
         return grad(trained, batch, key)
-    # Rows are dealt out in turn, so that every micro-batch has rows of every shard of a data-parallel mesh.
+    # [B, ..] -> [parts, B / parts, ..]: dealt out in turn, so that every micro-batch has rows of every shard of a mesh.
     split = {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
 
     def one(sums: Any, inputs: Any) -> tuple[Any, Any]:
@@ -77,7 +77,7 @@ def _accumulate(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (value, task, aux, count, grads), (kept, scores) = jax.lax.scan(one, zeros, inputs)
 
-    def join(x: jax.Array) -> jax.Array:
+    def join(x: jax.Array) -> jax.Array:  # [parts, B / parts, ..] -> [B, ..]
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
     return (value, VlmLoss(task, aux, count, join(kept), None if scores is None else join(scores))), grads
@@ -93,12 +93,12 @@ def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]
     rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
     task, cells = out.task, model.cfg.vit.cells
     weight = jnp.maximum(task.weight, 1e-9)
-    later = rows.video & ~rows.first
+    later = rows.video & ~rows.first  # [B, F]: frames that can lose cells
     share = out.kept.sum(axis=-1) / cells  # [B, F]
     mean = jnp.sum(share * later) / jnp.maximum(jnp.sum(later), 1)
-    frames = jnp.sum(rows.valid)
-    visual = jnp.sum(out.kept & rows.video[..., None])
-    of_cells = (batch["cells"] >= 0) & (batch["cells"] < rows.item.shape[1] * cells)  # beyond: windows of images
+    visual = jnp.sum(out.kept & rows.video[..., None])  # of [B, F, C]: cells of videos that survive
+    frame_cells = rows.item.shape[1] * cells  # F * C; numbers from there on are windows of images
+    of_cells = (batch["cells"] >= 0) & (batch["cells"] < frame_cells)  # [B, U]
     tokens = jnp.sum(batch["example"] >= 0) - jnp.sum(of_cells) + visual
     metrics = {
         "loss_task": task.cross_entropy / weight,
@@ -112,7 +112,7 @@ def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]
         "fill/tokens": tokens / (batch["tokens"].shape[0] * model.length),
         "fill/cells": jnp.sum(out.kept) / (batch["tokens"].shape[0] * model.capacity),
         "count/tokens": tokens,
-        "count/frames": frames,
+        "count/frames": jnp.sum(rows.valid),
         **{f"grad_norm/{name}": norm for name, norm in norms.items()},
     }
     if out.scores is not None:
