@@ -48,7 +48,8 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainSt
     config   as the files in `configs` build it, see `train.config`
     workdir  where checkpoints, metrics and the tokenizer go; one with checkpoints must be of the same config
 
-    Raises ValueError, before any device is touched, for a config that contradicts itself or the workdir.
+    Where `evaluation.every` is set, the model answers the tasks of that section as it trains. Raises ValueError, before
+    any device is touched, for a config that contradicts itself or the workdir.
     """
     return main.main(config, workdir, evaluator=while_training.evaluator)
 

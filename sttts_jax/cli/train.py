@@ -4,22 +4,23 @@ import sys
 from typing import Any
 
 from absl import flags
+from etils import epy
+from ml_collections import config_flags
 
 from sttts_jax.cli.main import run as run_command
+
+with epy.lazy_imports():  # jax only after the flags are known to be right
+    from sttts_jax import api
 
 
 def main(argv: list[str]) -> int:
     """Trains. Exit code 0 also after a preemption: the same command goes on."""
     config, workdir = _parse(argv)
-    from sttts_jax.api import train  # jax only after the flags are known to be right
-
-    train(config, workdir)
+    api.train(config, workdir)
     return 0
 
 
 def _parse(argv: list[str]) -> tuple[Any, str]:
-    from ml_collections import config_flags
-
     values = flags.FlagValues()
     words = ["sttts-jax train", *argv]  # overrides are looked up here, not in the process's own arguments
     config_flags.DEFINE_config_file("config", None, "the run", lock_config=True, flag_values=values, sys_argv=words)
