@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sttts_jax.evals.accuracy import Accuracy
-from sttts_jax.evals.prose import percent
 from sttts_jax.report.charts import Axes, Line, line_chart, thin, ticks
 from sttts_jax.report.film import kept_tokens_png, shots, spread
 from sttts_jax.report.images import cell_edges, dim_dropped, expand, heat_colours
@@ -260,10 +259,6 @@ def test_long_curves_are_thinned_without_losing_a_spike() -> None:
 
 def test_chart_of_one_point() -> None:
     assert "circle" in line_chart([Line("a", "s-scorer", [0], [1.0])], Axes("step"), "one point")
-
-
-def test_percent() -> None:
-    assert [percent(value) for value in (0, 0.5, 0.333, 1)] == ["0 %", "50 %", "33.3 %", "100 %"]
 
 
 def test_spread_has_both_ends_and_no_more_than_asked() -> None:
