@@ -34,9 +34,11 @@ with epy.lazy_imports():
     from sttts_jax.train import main, state
 
 with epy.lazy_api_imports(globals()):
+    from sttts_jax.convert.from_hf import convert_from_hf
+    from sttts_jax.convert.to_hf import convert_to_hf
     from sttts_jax.infer.open import open_checkpoint
 
-__all__ = ["evaluate", "open_checkpoint", "score", "train"]
+__all__ = ["convert_from_hf", "convert_to_hf", "evaluate", "open_checkpoint", "score", "train"]
 
 
 def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainState:

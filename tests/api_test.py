@@ -34,7 +34,14 @@ def test_importing_it_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "names"), [("evaluate", {"evaluate"}), ("answer", {"open_checkpoint"}), ("score", {"score"})]
+    ("command", "names"),
+    [
+        ("train", {"train"}),
+        ("evaluate", {"evaluate"}),
+        ("answer", {"open_checkpoint"}),
+        ("score", {"score"}),
+        ("convert", {"convert_from_hf", "convert_to_hf"}),
+    ],
 )
 def test_commands_parse_and_call_it(command: str, names: set[str]) -> None:
     tree = ast.parse((CLI / f"{command}.py").read_text())

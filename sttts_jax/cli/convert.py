@@ -19,7 +19,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from etils import epy
+
 from sttts_jax.cli.main import run
+
+with epy.lazy_imports():
+    from sttts_jax import api
 
 KINDS = ("hf", "orbax")
 BOTH = ("dtype", "dry_run")
@@ -35,14 +40,10 @@ def main(argv: list[str]) -> int:
     # Host work: an accelerator may be busy with the training whose checkpoint this is.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if kind == "hf":
-        from sttts_jax.convert.to_hf import convert_to_hf
-
-        print(convert_to_hf(_only("--from", args.source, "orbax"), target, **_given(args, TO_HF)))
+        print(api.convert_to_hf(_only("--from", args.source, "orbax"), target, **_given(args, TO_HF)))
     else:
-        source, options = _sources(args), _given(args, FROM_HF)
-        from sttts_jax.convert.from_hf import convert_from_hf
-
-        print(convert_from_hf(source, target, **options))
+        source = _sources(args)
+        print(api.convert_from_hf(source, target, **_given(args, FROM_HF)))
     return 0
 
 
