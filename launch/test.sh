@@ -67,5 +67,5 @@ run "$VENV/bin/deptry" sttts_jax configs
 # Tests may import what the dev extra brings.
 run "$VENV/bin/deptry" tests --exclude .venv --ignore DEP002,DEP004
 run "$VENV/bin/vulture"
-# loadfile keeps a file's tests in one process, so that they share what jit compiled.
-run "$VENV/bin/python" -m pytest --quiet -n "$workers" --dist loadfile --durations 10 ${pytest_args[@]+"${pytest_args[@]}"}
+# worksteal: each worker has a stretch of files, which share what jit compiled; who ends first takes of the others'.
+run "$VENV/bin/python" -m pytest --quiet -n "$workers" --dist worksteal --durations 10 ${pytest_args[@]+"${pytest_args[@]}"}

@@ -31,6 +31,7 @@ from typing import Any  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
+from tests.once import made_once  # noqa: E402
 from tests.torchvision_build import DeclareOperators  # noqa: E402
 
 sys.meta_path.insert(0, DeclareOperators())
@@ -72,11 +73,21 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Method -> workdir of a tiny run, for the tests of inference, evaluation and report."""
-    from tests.tiny_runs import make_runs
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds shapes_video_qa with 24 training, 4 validation and 8 test clips; nobody changes it."""
+    from tests.tiny import build_clips
 
-    return make_runs(tmp_path_factory.mktemp("runs"))
+    return made_once(tmp_path_factory, "clips", build_clips)
+
+
+@pytest.fixture(scope="session")
+def runs(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Method -> workdir of a trained model; copies, because evaluation writes into them."""
+    from tests.tiny_runs import train_runs
+
+    made = made_once(tmp_path_factory, "runs", lambda folder: train_runs(clips, folder))
+    root = tmp_path_factory.mktemp("workdirs")
+    return {method: shutil.copytree(made / method, root / method) for method in ("scorer", "none", "random")}
 
 
 @pytest.fixture(scope="session")

@@ -14,28 +14,14 @@ from sttts_jax.data.device import to_device
 from sttts_jax.data.schema import RowShape, check_batch
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.models import presets
-from sttts_jax.models.config import ConnectorConfig, LlmConfig, VitConfig, VlmConfig
 from sttts_jax.train.config import RunConfig, defaults
 from sttts_jax.train.state import Blueprint, TrainState, boxed_state, build_model, fresh_state
 from sttts_jax.train.step import train_step
 from tests.models.batches import Sizes, Talk, make_batch
+from tests.models.small import CFG as SMALL
 
-CFG = VlmConfig(
-    VitConfig(
-        width=16,
-        heads=2,
-        head_dim=8,
-        mlp=24,
-        layers=4,
-        patch=1,
-        grid=(4, 4),
-        cell=(2, 2),
-        feature_layers=(3, 0),
-        prune_after=0,
-    ),
-    ConnectorConfig(width=16, heads=2, head_dim=8, mlp=16),
-    LlmConfig(width=16, layers=2, heads=2, kv_heads=2, head_dim=8, mlp=24, vocab=30, extra_vocab=2, rope_theta=1e4),
-)
+# Sizes that two devices can share.
+CFG = dataclasses.replace(SMALL, llm=dataclasses.replace(SMALL.llm, kv_heads=2, vocab=30, extra_vocab=2))
 SIZES = Sizes(frames=4, cells=4, unpruned=32, vocab=30)
 ROWS, STEPS = 8, 3
 Axes = tuple[tuple[str, int], ...]

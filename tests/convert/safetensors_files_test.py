@@ -153,8 +153,8 @@ def test_any_damage_is_a_sentence(cut: int, byte: int, tmp_path_factory: pytest.
     try:
         for entry in list_tensors(folder).values():
             read_tensor(entry)
-    except BadFile:
-        pass
+    except BadFile as error:
+        assert SINGLE in str(error) and "\n" not in str(error)
 
 
 def _shards(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from sttts_jax.models.vlm import Vlm
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.config import PruneConfig
 from tests.models.small import CFG
-from tests.pruning.cases import quick_jit
+from tests.weights import random_weights
 
 ASK, TELL = Message("What is it?", "red", "user_qa"), Message("And?", "a cup", "user_qa")
 SIZE = GRID = (4, 4)  # a pixel a patch, as in CFG; 2 x 2 = 4 cells and windows of a frame
@@ -266,10 +266,8 @@ def _program() -> tuple[Any, Any]:
     model = Vlm(CFG, PruneConfig(), SHAPE.kept, SHAPE.length)
     batch = {name: jnp.asarray(value) for name, value in empty_rows(SHAPE, 1).items()}
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch))["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    params = tree.unflatten([jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) for x in leaves])
-    return quick_jit(lambda p, b: model.apply({"params": p}, b)), params
+    params = random_weights(shapes)
+    return jax.jit(lambda p, b: model.apply({"params": p}, b)), params
 
 
 def _hidden(items: list[Item]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -152,6 +153,17 @@ def test_other_fraction_and_frames(checkpoints: dict[str, Checkpoint]) -> None:
     assert same == answers
     _, alike = Harness(checkpoint, 16).run(questions, setting)  # answers do not depend on the rest of the batch
     assert [(a["prediction"], a["mask"]) for a in alike] == [(a["prediction"], a["mask"]) for a in answers]
+
+
+def test_other_weights_of_the_model_need_no_other_program(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["scorer"]
+    harness, questions = Harness(checkpoint, 8), _questions(checkpoint)
+    first, before = harness.run(questions, checkpoint.trained)
+    harness.reload(7, jax.tree.map(lambda x: -x, checkpoint.params))
+    second, after = harness.run(questions, checkpoint.trained)
+    assert (first.compilations, second.compilations) == (1, 0)
+    assert (first.key.step, second.key.step) == (2, 7)
+    assert [a["mask"] for a in before] != [a["mask"] for a in after]
 
 
 def test_random_choice_is_a_matter_of_the_seed(

@@ -25,7 +25,6 @@ from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import unpack_cells
 from tests.golden.stts_weights import from_reference, to_reference
-from tests.pruning.cases import quick_jit
 
 VALUES, GRADIENTS = 1e-4, 1e-3
 
@@ -102,7 +101,7 @@ def compare(path: str) -> Iterator[Row]:
     """One row a quantity: forward values, both packings, the reference's refill, the loss and every stored gradient."""
     gold = Golden(path)
     want = {k[4:]: gold.data[k] for k in gold.data.files if k.startswith("out/")}
-    run = quick_jit(jax.value_and_grad(gold.loss, has_aux=True), static_argnums=1)
+    run = jax.jit(jax.value_and_grad(gold.loss, has_aux=True), static_argnums=1)
     runs = {packing: run(gold.params, gold.model(packing=packing)) for packing in ("staircase", "bins")}
     (_, out), _ = runs["staircase"]
 
@@ -126,7 +125,7 @@ def compare(path: str) -> Iterator[Row]:
         yield error(f"hidden_{after + 1}", gold.hidden(gold.apply(soft)))
 
     refill = gold.model(packing="bins", refill=True)
-    yield error("hidden_last_reference", gold.hidden(quick_jit(lambda params: gold.apply(refill, params))(gold.params)))
+    yield error("hidden_last_reference", gold.hidden(jax.jit(lambda params: gold.apply(refill, params))(gold.params)))
     for packing, ((loss, packed), grads) in runs.items():
         last = error("hidden_last_no_refill", gold.hidden(packed))
         yield dataclasses.replace(last, name=f"hidden_last_no_refill, {packing}")

@@ -14,6 +14,7 @@ from sttts_jax.models.cache import KvCache
 from sttts_jax.models.config import LlmConfig, YarnConfig
 from sttts_jax.models.llm import Llm
 from sttts_jax.ops.attention.row_rule import RowRule
+from tests.weights import random_weights
 
 QWEN = LlmConfig(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=60, extra_vocab=4, dropout=0.1)
 YARN = YarnConfig(8.0, 1.2, 32.0, 1.0, 64, layers=(1,))
@@ -34,7 +35,7 @@ X = jnp.asarray(RNG.standard_normal((*EXAMPLE.shape, 32)), jnp.float32)
 def _params(cfg: LlmConfig) -> dict:
     params = nn.unbox(jax.jit(Llm(cfg).init)(jax.random.key(1), X, POSITION, RULE))
     # Norm weights start at one, which would hide a norm on the wrong axes.
-    return jax.tree.map(lambda x: x + jnp.asarray(0.1 * RNG.standard_normal(x.shape), jnp.float32), params)
+    return jax.tree.map(lambda x, noise: x + noise / 3, params, random_weights(params))
 
 
 @partial(jax.jit, static_argnums=(0,))

@@ -24,7 +24,7 @@ from sttts_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sttts_jax.trees import leaf_names, named_leaves, param_count
 from tests.models.batches import Sizes, Talk, make_batch
 from tests.models.small import CFG
-from tests.pruning.cases import quick_jit
+from tests.weights import random_weights
 
 EVERYTHING = (r"llm/blocks/(q|kv|out|gate_up|down)", r"vit/blocks_.*/(qkv|out|fc1|fc2)")
 LORA = LoraConfig(rank=3, alpha=6.0, targets=EVERYTHING)
@@ -44,7 +44,7 @@ def _model(cfg: VlmConfig, prune: PruneConfig = STTS) -> Vlm:
 
 @functools.cache
 def _fresh(cfg: VlmConfig) -> Any:
-    return nn.unbox(quick_jit(_model(cfg).init)(jax.random.key(0), BATCH))["params"]
+    return nn.unbox(jax.jit(_model(cfg).init)(jax.random.key(0), BATCH))["params"]
 
 
 def _is_factor(name: str) -> bool:
@@ -53,10 +53,8 @@ def _is_factor(name: str) -> bool:
 
 def _noisy(params: Any) -> Any:
     """Random factors, so that LoRA changes the function."""
-    rng = np.random.default_rng(0)
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) if _is_factor(path[-1].key) else x,
-        params,
+        lambda path, x, noise: noise if _is_factor(path[-1].key) else x, params, random_weights(params)
     )
 
 
@@ -69,7 +67,7 @@ def _without_factors(params: Any) -> Any:
 
 
 def _hidden(model: Vlm, params: Any) -> jax.Array:
-    return quick_jit(lambda params: model.apply({"params": params}, BATCH)[0])(params)
+    return jax.jit(lambda params: model.apply({"params": params}, BATCH)[0])(params)
 
 
 def test_at_the_start_it_is_the_base_model() -> None:
@@ -101,10 +99,10 @@ def test_scanned_and_unrolled_are_the_same(kind: str) -> None:
     zero = jnp.zeros((1, 6), jnp.int32)
     rule = RowRule.of(zero > 0, zero)
     lora = LoraConfig(2, 1.0, EVERYTHING[:1])
-    params = _noisy(nn.unbox(quick_jit(Llm(cfg, lora=lora).init)(jax.random.key(0), x, zero, rule)))
+    params = _noisy(nn.unbox(jax.jit(Llm(cfg, lora=lora).init)(jax.random.key(0), x, zero, rule)))
 
     def run(model: Llm, params: Any) -> jax.Array:
-        return quick_jit(lambda params: model.apply(params, x, zero, rule)[0])(params)
+        return jax.jit(lambda params: model.apply(params, x, zero, rule)[0])(params)
 
     want = run(Llm(cfg, lora=lora), params)
     np.testing.assert_allclose(run(Llm(cfg, lora=lora, scan=False), params), want, atol=1e-5)
@@ -172,7 +170,7 @@ def test_frozen_base_gets_neither_gradient_nor_update() -> None:
         out = model.apply({"params": optimizer.joined(trained, params)}, BATCH, method="loss")
         return out.task.cross_entropy + out.aux
 
-    @quick_jit
+    @jax.jit
     def update(params: Any) -> tuple[Any, Any]:
         grads = jax.grad(loss)(optimizer.trained(params), params)
         return grads, optimizer.update(grads, optimizer.init(params), params, jnp.int32(1))[0]

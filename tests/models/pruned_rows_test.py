@@ -15,7 +15,6 @@ from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import take_batch
 from sttts_jax.pruning.select import Kept, select_cells
 from tests.models.batches import Sizes, Talk, make_batch
-from tests.pruning.cases import quick_jit
 
 SIZES = Sizes(frames=5, cells=4, unpruned=60, vocab=30)
 TOTAL = SIZES.frames * SIZES.cells
@@ -47,7 +46,7 @@ def _program(positions: str, capacity: int, length: int):
         kept = select_cells(scores, rows, FRACTION, capacity)
         return kept, prune_rows(batch, kept, length, positions, WINDOWS)
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 def _scores(rows: int, seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from sttts_jax.pruning.budget import row_capacity
 from sttts_jax.pruning.config import PruneConfig
 from tests.models.batches import Sizes, Talk, make_batch
 from tests.models.small import CFG
-from tests.pruning.cases import quick_jit
+from tests.weights import random_weights
 
 SIZES = Sizes(frames=4, cells=4, unpruned=40, vocab=29)
 LENGTH, COUNT = 32, 4
@@ -39,9 +39,7 @@ def _model(prune: PruneConfig) -> Vlm:
 @functools.cache
 def _params(prune: PruneConfig) -> Any:
     init = functools.partial(_model(prune).init, batch=make_batch([VIDEOS[:1]], SIZES), rng=jax.random.key(0))
-    leaves, tree = jax.tree.flatten(nn.unbox(jax.eval_shape(init, jax.random.key(0))))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) for x in leaves])
+    return random_weights(nn.unbox(jax.eval_shape(init, jax.random.key(0))))
 
 
 def _prompt(video: int, question: int) -> dict[str, np.ndarray]:
@@ -73,9 +71,9 @@ def test_logits_are_those_of_whole_prompts(prune: PruneConfig) -> None:
     """After the questions and after each decoded token; the tokens decoded are arbitrary, and differ by question."""
     model, params = _model(prune), _params(prune)
     slots = LENGTH + 3 * (6 + COUNT)
-    run = {name: quick_jit(functools.partial(model.apply, method=name)) for name in ("extend", "decode")}
-    prefill = quick_jit(lambda b, key: model.apply(params, b, LENGTH + COUNT, key, method="prefill"))
-    shared = quick_jit(lambda b, key: model.apply(params, b, slots, key, method="prefill_prefix"))
+    run = {name: jax.jit(functools.partial(model.apply, method=name)) for name in ("extend", "decode")}
+    prefill = jax.jit(lambda b, key: model.apply(params, b, LENGTH + COUNT, key, method="prefill"))
+    shared = jax.jit(lambda b, key: model.apply(params, b, slots, key, method="prefill_prefix"))
     said = np.random.default_rng(1).integers(1, 29, (3, 3, COUNT)).astype(np.int32)
     for video, talk in enumerate(VIDEOS):
         key = jax.random.key(video)  # of the methods that draw
@@ -101,10 +99,10 @@ def test_answers_are_those_of_whole_prompts() -> None:
     model, params = _model(prune), _params(prune)
     asked = [(video, question) for video, question in np.argwhere(LENGTHS)]
     prompts = jax.tree.map(lambda *x: np.concatenate(x), *(_prompt(*which) for which in asked))
-    free = quick_jit(lambda batch: _answer(model, params, batch))(prompts)
+    free = jax.jit(lambda batch: _answer(model, params, batch))(prompts)
     assert len(np.unique(free.tokens)) > 4, "constant answers prove little"
     stop = (int(free.tokens[0, 1]),)
-    run = quick_jit(lambda batch, asked=None: _answer(model, params, batch, stop_ids=stop, questions=asked))
+    run = jax.jit(lambda batch, asked=None: _answer(model, params, batch, stop_ids=stop, questions=asked))
     want, got = run(prompts), run(make_batch([[v] for v in VIDEOS], SIZES), QUESTIONS)
     assert got.tokens.shape == (3, 3, COUNT) and got.lengths.shape == (3, 3)
     for row, which in enumerate(asked):
@@ -118,7 +116,7 @@ def test_a_question_does_not_depend_on_the_others() -> None:
     """Bitwise: other tokens in its neighbours, and none."""
     prune, batch = PruneConfig(), make_batch([[v] for v in VIDEOS], SIZES)
     model, params = _model(prune), _params(prune)
-    run = quick_jit(lambda q: _answer(model, params, batch, questions=q))
+    run = jax.jit(lambda q: _answer(model, params, batch, questions=q))
     whole = run(QUESTIONS)
     for question in range(3):
         others = jnp.arange(3) != question

@@ -20,7 +20,7 @@ from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import unpack_cells
 from tests.aot import run_for_tpu
 from tests.models.vit_test import CFG, FRAMES, MIX, RAGGED, _assert_close, _capacity, _params, _patches
-from tests.pruning.cases import frame_rows, quick_jit
+from tests.pruning.cases import frame_rows
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def _run(cfg: VitConfig, prune: PruneConfig, kernels: str, patches: jax.Array) -
             features = jnp.where(filled[:, :, None], features, 0)
         return jnp.sum(jnp.sin(features) * weights), out.kept.mask
 
-    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(_params(cfg), patches)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(_params(cfg), patches)
 
 
 @pytest.mark.parametrize("cfg", [CFG, RAGGED], ids=["divides", "ragged"])

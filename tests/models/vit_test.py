@@ -20,7 +20,8 @@ from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import unpack_cells
 from sttts_jax.trees import named_leaves
 from tests.models.plain_vit import plain_vit
-from tests.pruning.cases import frame_rows, quick_jit
+from tests.pruning.cases import frame_rows
+from tests.weights import random_weights
 
 FRAMES = 5
 CFG = VitConfig(
@@ -57,9 +58,7 @@ def _shapes(cfg: VitConfig, prune: PruneConfig, frames: int) -> Any:
 @functools.cache
 def _params(cfg: VitConfig) -> Any:
     """Random everywhere, so that no bias or scale is trivial."""
-    leaves, tree = jax.tree.flatten(_shapes(cfg, PruneConfig(), FRAMES))
-    rng = np.random.default_rng(1)
-    return tree.unflatten([jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) for x in leaves])
+    return random_weights(_shapes(cfg, PruneConfig(), FRAMES), seed=1)
 
 
 def _capacity(cfg: VitConfig, prune: PruneConfig, images: bool = True) -> int:
@@ -70,7 +69,7 @@ def _capacity(cfg: VitConfig, prune: PruneConfig, images: bool = True) -> int:
 def _program(cfg: VitConfig, prune: PruneConfig, capacity: int = 0):
     model = Vit(cfg, prune)
     capacity = capacity or _capacity(cfg, prune)
-    return quick_jit(
+    return jax.jit(
         lambda params, patches, rows, rng=None: model.apply({"params": params}, patches, rows, capacity, rng)
     )
 
@@ -109,7 +108,7 @@ def test_scan_and_packing_equal_the_plain_version(cfg: VitConfig, method: str) -
     prune, rows, patches = PruneConfig(method=method), frame_rows(*MIX, frames=FRAMES), _patches(cfg, len(MIX))
     out = _program(cfg, prune)(_params(cfg), patches, rows)
     assert out.features.shape == (3, FRAMES * cfg.cells, cfg.window, 2 * cfg.width)
-    plain = quick_jit(lambda *args: plain_vit(cfg, prune, *args).features)
+    plain = jax.jit(lambda *args: plain_vit(cfg, prune, *args).features)
     want = plain(_params(cfg), patches, rows, out.kept.mask)
     np.testing.assert_allclose(_unpacked(out, cfg), want, atol=2e-5 * np.abs(want).max())
     whole = out.kept.mask.sum() == rows.valid.sum() * cfg.cells
@@ -131,7 +130,7 @@ def _gradient(prune: PruneConfig, remat: str):
         out = model.apply({"params": params}, patches, rows, _capacity(CFG, prune))
         return _loss(unpack_cells(out.features, out.kept), out.logits, out.scored, rows)
 
-    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
 def _assert_close(got: Any, want: Any, tolerance: float = 1e-4) -> None:
@@ -152,7 +151,7 @@ def test_gradients_equal_the_plain_version() -> None:
     def plain(params: Any, patches: jax.Array) -> jax.Array:
         return _loss(*plain_vit(CFG, prune, params, patches, rows, mask), rows)
 
-    want = quick_jit(jax.value_and_grad(plain, argnums=(0, 1)))(_params(CFG), patches)
+    want = jax.jit(jax.value_and_grad(plain, argnums=(0, 1)))(_params(CFG), patches)
     _assert_close(_gradient(prune, "none")(_params(CFG), patches, rows), want)
 
 
@@ -246,9 +245,7 @@ def test_one_compilation_for_all_inputs_of_a_bucket(packing: str) -> None:
     """50 item mixes and score distributions, up to the worst, through one program."""
     prune = PruneConfig(packing=packing)
     model, capacity = Vit(CFG, prune), _capacity(CFG, prune)
-    program = quick_jit(
-        lambda params, patches, rows: model.apply({"params": params}, patches, rows, capacity).kept.mask
-    )
+    program = jax.jit(lambda params, patches, rows: model.apply({"params": params}, patches, rows, capacity).kept.mask)
     rng, compiled, counts = np.random.default_rng(0), [], set()
 
     def count(name: str, duration: float, **_: Any) -> None:

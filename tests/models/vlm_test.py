@@ -18,7 +18,7 @@ from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import METHODS, PruneConfig
 from tests.models.batches import Sizes, Talk, make_batch
 from tests.models.small import CFG
-from tests.pruning.cases import quick_jit
+from tests.weights import random_weights
 
 SIZES = Sizes(frames=4, cells=4, unpruned=48, vocab=29)
 LENGTH, TOTAL = 40, SIZES.frames * SIZES.cells
@@ -40,9 +40,7 @@ def _all_params() -> Any:
     """Random everywhere; norms' scales and the like are not trivial."""
     init = functools.partial(_model(PruneConfig()).init, batch=_batch([[A]]))
     shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))["params"]
-    leaves, tree = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(0)
-    return tree.unflatten([jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32) for x in leaves])
+    return random_weights(shapes)
 
 
 def _params(prune: PruneConfig) -> Any:
@@ -60,7 +58,7 @@ def _forward(prune: PruneConfig):
         hidden, prefix = model.apply({"params": params}, batch, rng)
         return hidden, prefix.rows.rule, model.apply({"params": params}, batch, rng, method="loss")
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 def _run(prune: PruneConfig, batch: dict[str, np.ndarray], seed: int = 0) -> tuple:
@@ -102,7 +100,7 @@ def _gradients(prune: PruneConfig, dtype: Any = jnp.float32, remat: str = "none"
         out = model.apply({"params": params}, batch, method="loss")
         return out.task.mean(1e-4) + aux * out.aux / jnp.maximum(out.aux_count, 1)
 
-    return quick_jit(jax.value_and_grad(loss))
+    return jax.jit(jax.value_and_grad(loss))
 
 
 def test_the_task_loss_alone_reaches_every_part() -> None:
@@ -135,9 +133,9 @@ def test_each_visual_token_gets_the_features_of_its_own_cell() -> None:
     """What the language model starts from: embeddings, and the connector's rows on the <im_patch> of the kept cells."""
     prune, batch = PruneConfig(), _batch(ROWS)
     params, model = _params(prune), _model(prune)
-    prefix = quick_jit(lambda p, b: model.apply({"params": p}, b, method="prefix"))(params, batch)
+    prefix = jax.jit(lambda p, b: model.apply({"params": p}, b, method="prefix"))(params, batch)
     connector = Connector(CFG.connector, CFG.llm.width)
-    visual = np.asarray(quick_jit(connector.apply)({"params": params["connector"]}, prefix.vit.features))
+    visual = np.asarray(jax.jit(connector.apply)({"params": params["connector"]}, prefix.vit.features))
     table = np.concatenate([params["llm"]["embedding"], params["llm"]["new_embedding"]])
     mask = np.asarray(prefix.vit.kept.mask).reshape(len(ROWS), -1)
     for row in range(len(ROWS)):
@@ -209,7 +207,7 @@ def test_image_windows_see_what_video_cells_see() -> None:
 def test_bfloat16_compute_is_near_float32() -> None:
     prune, batch = PruneConfig(), _batch(ROWS)
     low = _model(prune, dtype=jnp.bfloat16)
-    hidden, prefix = quick_jit(lambda p, b: low.apply({"params": p}, b))(_params(prune), batch)
+    hidden, prefix = jax.jit(lambda p, b: low.apply({"params": p}, b))(_params(prune), batch)
     want, rule, loss = _run(prune, batch)
     assert hidden.dtype == jnp.bfloat16 and prefix.vit.logits.dtype == jnp.float32
     np.testing.assert_array_equal(prefix.vit.kept.mask.sum(axis=(1, 2)), loss.kept.sum(axis=(1, 2)))
@@ -267,8 +265,8 @@ def test_prefill_and_decode_continue_as_repeated_full_forward_does(method: str, 
     """Prompts of different lengths, pruned inside prefill; greedy, against ever longer rows that are run whole."""
     prune, count = PruneConfig(method=method, positions=positions), 4
     model, params, batch = _model(prune), _params(prune), _batch(PROMPTS)
-    prefill = quick_jit(lambda p, b: model.apply({"params": p}, b, LENGTH + count, method="prefill"))
-    decode = quick_jit(lambda p, *args: model.apply({"params": p}, *args, method="decode"))
+    prefill = jax.jit(lambda p, b: model.apply({"params": p}, b, LENGTH + count, method="prefill"))
+    decode = jax.jit(lambda p, *args: model.apply({"params": p}, *args, method="decode"))
     logits, cache, position, seen = prefill(params, batch)
     answer = np.zeros((2, 0), np.int32)
     for step in range(count):

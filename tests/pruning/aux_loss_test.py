@@ -7,7 +7,7 @@ import pytest
 
 from sttts_jax.pruning.aux_loss import neighbour_cosine, temporal_loss
 from sttts_jax.pruning.frame_rows import FrameRows
-from tests.pruning.cases import frame_rows, quick_jit
+from tests.pruning.cases import frame_rows
 
 FRAMES, CELLS, WINDOW, WIDTH = 6, 4, 3, 5
 RNG = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_stop_gradient_keeps_it_out_of_the_features(stop: bool) -> None:
     def loss(z: jax.Array, x: jax.Array) -> jax.Array:
         return temporal_loss(z, x, ROWS, stop_gradient=stop)[0]
 
-    dz, dx = quick_jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(LOGITS), jnp.asarray(X))
+    dz, dx = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(LOGITS), jnp.asarray(X))
     assert (np.asarray(dz)[OWN] != 0).all() and not np.asarray(dz)[~OWN].any()
     reached = np.asarray(dx != 0).any(axis=(2, 3, 4))
     # A frame is reached when it or its successor counts.

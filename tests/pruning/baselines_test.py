@@ -9,7 +9,7 @@ import pytest
 from sttts_jax.pruning import baselines
 from sttts_jax.pruning.budget import as_fraction, n_drop
 from sttts_jax.pruning.select import select_cells
-from tests.pruning.cases import frame_rows, kept_of, quick_jit, spans
+from tests.pruning.cases import frame_rows, kept_of, spans
 
 FRAMES, CELLS, WINDOW, WIDTH = 8, 6, 2, 4
 MIXES = [
@@ -89,7 +89,7 @@ def _program(method: str, fraction: str):
         }[method]()
         return select_cells(scores, ROWS, as_fraction(fraction), FRAMES * CELLS).mask
 
-    return quick_jit(keep)
+    return jax.jit(keep)
 
 
 def _keep(method: str, fraction: str, film: np.ndarray, seed: int = 0) -> np.ndarray:

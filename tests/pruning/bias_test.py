@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sttts_jax.pruning.bias import RESCALES, soft_bias
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.pack import FrameLayout
-from tests.pruning.cases import frame_rows, quick_jit
+from tests.pruning.cases import frame_rows
 
 GRID = CellGrid((6, 6), (2, 2))
 FRAMES, CELLS = 5, GRID.cells
@@ -64,7 +64,7 @@ def test_bounds(rescale: str, logits: list[float]) -> None:
     assert not bias[~BIASED].any(), "first frames, images and padding carry none"
 
 
-_bias_of = {rescale: quick_jit(lambda x, rescale=rescale: soft_bias(x, ROWS, GRID, rescale)) for rescale in RESCALES}
+_bias_of = {rescale: jax.jit(lambda x, rescale=rescale: soft_bias(x, ROWS, GRID, rescale)) for rescale in RESCALES}
 
 
 def test_unknown_form_is_refused() -> None:
@@ -99,7 +99,7 @@ def _task(bias: jax.Array, key_mask: jax.Array | None = None) -> jax.Array:
 @pytest.mark.parametrize("rescale", RESCALES)
 def test_the_task_loss_reaches_every_logit_and_stays_finite(rescale: str) -> None:
     """Also when all scores have drifted to one end, where the paper's sigmoid is 0 or 1 to float32."""
-    grad = quick_jit(jax.grad(lambda z: _task(soft_bias(z, ROWS, GRID, rescale))))
+    grad = jax.jit(jax.grad(lambda z: _task(soft_bias(z, ROWS, GRID, rescale))))
     for shift in SHIFTS:
         g = np.asarray(grad(jnp.asarray(LOGITS + shift)))
         assert np.isfinite(g).all() and np.abs(g).max() < 1e3
@@ -111,7 +111,7 @@ def test_the_task_loss_reaches_every_logit_and_stays_finite(rescale: str) -> Non
 @pytest.mark.parametrize("rescale", ["row", "frame"])
 def test_constant_scores_make_the_min_max_forms_large_but_finite(rescale: str) -> None:
     """The gradient of the min-max forms grows as 1 / (max - min); 1e-6 in the denominator bounds it."""
-    grad = quick_jit(jax.grad(lambda z: _task(soft_bias(z, ROWS, GRID, rescale))))
+    grad = jax.jit(jax.grad(lambda z: _task(soft_bias(z, ROWS, GRID, rescale))))
     for shift in SHIFTS:
         g = np.asarray(grad(jnp.full_like(jnp.asarray(LOGITS), shift)))
         assert np.isfinite(g).all() and np.abs(g).max() < 1e7
@@ -123,7 +123,7 @@ def test_the_task_loss_cannot_move_the_level_of_a_frame(ragged: bool) -> None:
     """Softmax sees no shift: the gradients of a frame's log scores sum to zero."""
     mask = jnp.asarray(np.random.default_rng(3).random((CELLS, GRID.window)) < 0.7) if ragged else None
     bias = soft_bias(jnp.asarray(LOGITS), ROWS, GRID)
-    g = np.asarray(quick_jit(jax.grad(lambda b: _task(b, mask)))(bias))
+    g = np.asarray(jax.jit(jax.grad(lambda b: _task(b, mask)))(bias))
     assert np.abs(g).max() > 1e-2
     np.testing.assert_allclose(g.sum(axis=-1), 0, atol=1e-5 * np.abs(g).sum(axis=-1).max())
 

@@ -1,10 +1,8 @@
 """Rows and scores that the tests of pruning share."""
 
-import functools
 from collections.abc import Sequence
 from fractions import Fraction
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,9 +10,6 @@ from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.frame_rows import FrameRows
 
 Item = tuple[str, int]  # ("video" | "image", frames)
-
-# These programs run for milliseconds; without this, LLVM would polish each for seconds.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def frame_rows(*rows: Sequence[Item], frames: int) -> FrameRows:

@@ -16,7 +16,7 @@ from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.pack import pack_cells, unpack_cells
 from sttts_jax.pruning.select import Kept, select_cells
 from sttts_jax.pruning.staircase import stream_layout
-from tests.pruning.cases import frame_rows, quick_jit, scores_like
+from tests.pruning.cases import frame_rows, scores_like
 
 FRAMES, WIDTH, HEADS = 5, 8, 2
 GRIDS = {"divides": CellGrid((6, 6), (2, 2)), "ragged": CellGrid((7, 5), (3, 3))}
@@ -72,7 +72,7 @@ class Case:
     def kept(self, pattern: str) -> Kept:
         rows = range(self.x.shape[0])
         scores = np.stack([scores_like(pattern, FRAMES, self.grid.cells, seed) for seed in rows])
-        return quick_jit(select_cells, static_argnums=(2, 3))(scores, self.rows, self.fraction, self.capacity)
+        return jax.jit(select_cells, static_argnums=(2, 3))(scores, self.rows, self.fraction, self.capacity)
 
     def result(self, tokens: jax.Array, kept: Kept) -> tuple[jax.Array, jax.Array]:
         """(loss, tokens) with zeros in dropped cells and empty slots."""
@@ -101,7 +101,7 @@ class Case:
 
 
 def _with_gradient(function: Callable) -> Callable:
-    return quick_jit(jax.value_and_grad(function, argnums=(0, 1), has_aux=True))
+    return jax.jit(jax.value_and_grad(function, argnums=(0, 1), has_aux=True))
 
 
 @functools.cache
@@ -138,7 +138,7 @@ def test_packed_equals_masked(packing: str, fraction: str, grid: str) -> None:
 def test_refill_shows_dropped_cells_to_frames_alone_in_a_bin_and_to_no_others() -> None:
     case = Case("ragged", "0.5")
     refilled = _with_gradient(functools.partial(case.bins, refill=True))
-    plain = quick_jit(case.staircase)
+    plain = jax.jit(case.staircase)
     seen = set()
     for pattern in PATTERNS:
         kept = case.kept(pattern)
@@ -178,7 +178,7 @@ def _alone(kept: Kept) -> np.ndarray:
 @pytest.mark.parametrize("fraction", ["0.3", "0.5", "0.7", "0.9"])
 def test_bins_are_first_fit_decreasing(fraction: str) -> None:
     case = Case("divides", fraction)
-    plan = quick_jit(plan_bins, static_argnums=1)
+    plan = jax.jit(plan_bins, static_argnums=1)
     for pattern in PATTERNS:
         kept = case.kept(pattern)
         made, cells = plan(kept, False), case.grid.cells
@@ -194,7 +194,7 @@ def test_bins_are_first_fit_decreasing(fraction: str) -> None:
 def test_a_frame_changes_no_other_frame() -> None:
     """Bitwise, in the staircase: attention never leaves a frame."""
     case = Case("divides", "0.5")
-    run = quick_jit(lambda x, kept: case.staircase(case.params, x, kept)[1])
+    run = jax.jit(lambda x, kept: case.staircase(case.params, x, kept)[1])
     for pattern in PATTERNS:
         kept = case.kept(pattern)
         before = np.asarray(run(case.x, kept))
@@ -208,13 +208,13 @@ def test_a_frame_changes_no_other_frame() -> None:
 def test_a_row_does_not_see_its_neighbours() -> None:
     """Bitwise within one program, and to rounding against a batch of one."""
     case = Case("divides", "0.5")
-    run = quick_jit(lambda x, kept: case.staircase(case.params, x, kept)[1])
+    run = jax.jit(lambda x, kept: case.staircase(case.params, x, kept)[1])
     kept, other = case.kept("uniform"), case.kept("adversarial")
     together = run(case.x, kept)
     mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:1], b[1:]]), kept, other)
     np.testing.assert_array_equal(run(case.x.at[1:].add(1.0), mixed)[0], together[0])
     alone = Case("divides", "0.5", items=ITEMS[:1])
-    by_itself = quick_jit(alone.staircase)(case.params, case.x[:1], jax.tree.map(lambda a: a[:1], kept))[1]
+    by_itself = jax.jit(alone.staircase)(case.params, case.x[:1], jax.tree.map(lambda a: a[:1], kept))[1]
     np.testing.assert_allclose(by_itself[0], together[0], atol=1e-5)
 
 
@@ -236,6 +236,6 @@ def test_pack_and_unpack_are_transposes() -> None:
 def test_the_gradient_of_the_staircase_scatters_nothing() -> None:
     case = Case("ragged", "0.5")
     kept = case.kept("uniform")
-    lowered = quick_jit(jax.grad(lambda *a: case.staircase(*a)[0], argnums=(0, 1))).lower(case.params, case.x, kept)
+    lowered = jax.jit(jax.grad(lambda *a: case.staircase(*a)[0], argnums=(0, 1))).lower(case.params, case.x, kept)
     for text in (lowered.as_text(), lowered.compile().as_text()):
         assert "gather" in text and not re.search(r"\bscatter\b|select_and_scatter|stablehlo.scatter", text)

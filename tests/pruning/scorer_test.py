@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from sttts_jax.pruning.scorer import Scorer
-from tests.pruning.cases import frame_rows, quick_jit
+from tests.pruning.cases import frame_rows
+from tests.weights import random_weights
 
 FRAMES, CELLS, WINDOW, WIDTH, HEADS = 5, 4, 4, 8, 2
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, FRAMES, CELLS, WINDOW, WIDTH)), jnp.float32)
@@ -20,14 +21,13 @@ SCORER = Scorer(heads=HEADS, head_dim=4, mlp=12)
 
 @pytest.fixture(scope="module", name="params")
 def _params() -> dict:
-    params = nn.unbox(quick_jit(SCORER.init)(jax.random.key(0), X, ROWS))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(1)  # biases start at zero and the pooler near it; make all matter
-    return tree.unflatten([x + 0.3 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32) for x in leaves])
+    params = nn.unbox(jax.jit(SCORER.init)(jax.random.key(0), X, ROWS))["params"]
+    # Biases start at zero and the pooler near it; make all matter.
+    return jax.tree.map(jnp.add, params, random_weights(params, seed=1))
 
 
 def _run(params: dict, x: jax.Array, across: bool = False, rows=ROWS) -> np.ndarray:
-    return np.asarray(quick_jit(SCORER.clone(across_items=across).apply)({"params": params}, x, rows))
+    return np.asarray(jax.jit(SCORER.clone(across_items=across).apply)({"params": params}, x, rows))
 
 
 def _by_hand(params: dict, previous: np.ndarray, cell: np.ndarray) -> float:
@@ -76,7 +76,7 @@ def test_a_score_depends_on_its_cell_and_its_predecessor_only(params: dict) -> N
 
 
 def test_low_precision_keeps_float32_logits(params: dict) -> None:
-    low = quick_jit(SCORER.clone(dtype=jnp.bfloat16).apply)({"params": params}, X.astype(jnp.bfloat16), ROWS)
+    low = jax.jit(SCORER.clone(dtype=jnp.bfloat16).apply)({"params": params}, X.astype(jnp.bfloat16), ROWS)
     assert low.dtype == jnp.float32
     rounded = low.astype(jnp.bfloat16).astype(jnp.float32)
     assert (low != rounded).mean() > 0.9, "the last layer must not round: that makes ties"
@@ -87,7 +87,7 @@ def test_initial_spread() -> None:
     """Truncated normal of standard deviation sqrt(1 / fan in) for the MLP, 0.02 for the pooler, biases 0."""
     wide = Scorer(heads=4, head_dim=32, mlp=256)
     rows = frame_rows([("video", 2)], frames=2)
-    params = nn.unbox(quick_jit(wide.init)(jax.random.key(0), jnp.zeros((1, 2, 1, 1, 128)), rows))["params"]
+    params = nn.unbox(jax.jit(wide.init)(jax.random.key(0), jnp.zeros((1, 2, 1, 1, 128)), rows))["params"]
     for name, fan in (("fc1", 256), ("fc2", 256)):
         np.testing.assert_allclose(params[name]["kernel"].std(), fan**-0.5, rtol=0.03)
     for part in params["pooler"].values():

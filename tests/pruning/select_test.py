@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sttts_jax.pruning.budget import as_fraction, n_drop, n_kept, row_capacity
 from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.select import Kept, select_cells
-from tests.pruning.cases import Item, frame_rows, kept_of, quick_jit, scores_like, spans
+from tests.pruning.cases import Item, frame_rows, kept_of, scores_like, spans
 
 FRAMES, CELLS = 6, 4
 TOTAL = FRAMES * CELLS
@@ -41,7 +41,7 @@ def score_arrays() -> st.SearchStrategy[np.ndarray]:
 
 @functools.cache
 def _select(fraction: Fraction, capacity: int):
-    return quick_jit(lambda scores, rows: select_cells(scores, rows, fraction, capacity))
+    return jax.jit(lambda scores, rows: select_cells(scores, rows, fraction, capacity))
 
 
 def _run(scores: np.ndarray, items: tuple[Item, ...], fraction: Fraction, capacity: int = TOTAL) -> Kept:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sttts_jax.pruning.budget import as_fraction, row_capacity
 from sttts_jax.pruning.select import select_cells
 from sttts_jax.pruning.staircase import stairs, stream_layout
-from tests.pruning.cases import Item, frame_rows, quick_jit
+from tests.pruning.cases import Item, frame_rows
 from tests.pruning.select_test import item_mixes
 
 FRAMES, CELLS = 6, 4
@@ -64,7 +64,7 @@ def _layout(fraction: Fraction, capacity: int):
         kept = select_cells(scores, rows, fraction, capacity)
         return kept, stream_layout(kept)
 
-    return quick_jit(make)
+    return jax.jit(make)
 
 
 def _check_maps(items: tuple[Item, ...], scores: np.ndarray, fraction: Fraction, capacity: int) -> None:

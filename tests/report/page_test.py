@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,8 +22,8 @@ from sttts_jax.report.film import kept_tokens_png, shots, spread
 from sttts_jax.report.images import cell_edges, dim_dropped, expand, heat_colours
 from sttts_jax.report.page import score_page, training_report
 from sttts_jax.report.views import Panel, ReportView, RunView, ScoreView
+from tests.shared_files import VIDEOS, needs_data
 
-VIDEOS = Path(os.environ.get("STTTS_SHARED", Path(__file__).parents[3] / "shared")) / "data/videos"
 MEGABYTE = 1_000_000
 
 
@@ -282,7 +281,7 @@ def test_package_ships_the_templates() -> None:
     }
 
 
-@pytest.mark.skipif(not VIDEOS.is_dir(), reason="needs the folder of real videos; name its parent with STTTS_SHARED")
+@needs_data
 @pytest.mark.parametrize("name", ["sam2_cups_shell_game.mp4", "bear_vp9_odd_161x121.webm", "rotated_90_3frames.mov"])
 def test_real_video(name: str) -> None:
     with av.open(str(VIDEOS / name)) as container:

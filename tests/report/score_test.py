@@ -1,7 +1,6 @@
 """`sttts-jax score`: the mask of the whole model, for any video file, as a page or as arrays."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.report.look import look
+from tests.shared_files import VIDEOS, needs_data
 
-VIDEOS = Path(os.environ.get("STTTS_SHARED", Path(__file__).parents[3] / "shared")) / "data/videos"
 GRID = preset("tiny").vit.cell_grid
 CELLS = preset("tiny").vit.cells
 
@@ -94,7 +93,7 @@ def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
         ("flipping_a_pancake.mkv", (240, 426)),
     ],
 )
-@pytest.mark.skipif(not VIDEOS.is_dir(), reason="needs the shared videos; set STTTS_SHARED")
+@needs_data
 def test_real_videos_in_their_own_shape(
     name: str, size: tuple[int, int], runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -103,7 +102,7 @@ def test_real_videos_in_their_own_shape(
     assert (tmp_path / "a.html").stat().st_size > 20_000
 
 
-@pytest.mark.skipif(not VIDEOS.is_dir(), reason="needs the shared videos; set STTTS_SHARED")
+@needs_data
 @pytest.mark.parametrize(
     ("name", "cause"),
     [("audio_only.mp4", "no video stream"), ("no_streams.mp4", "no streams"), ("truncated_silent.mp4", "cut short")],

@@ -19,7 +19,7 @@ from sttts_jax.train.main import main as train
 from sttts_jax.train.metrics import read_lines
 from sttts_jax.train.run import first_state, prepare
 from sttts_jax.train.tokenizer import run_tokenizer
-from tests.train.tiny_run import build_clips, tiny_config
+from tests.tiny import tiny_config
 
 SHARES = ("0", "0.5")
 STEPS = 8
@@ -28,11 +28,6 @@ STEPS = 8
 def _config(clips: Path, **settings: Any) -> Any:
     settings = {"pruning__fractions": SHARES, "data__packing_rows": 1, "total_steps": STEPS} | settings
     return tiny_config(clips, **settings)
-
-
-@pytest.fixture(name="clips", scope="module")
-def _clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(name="whole", scope="module")
@@ -78,7 +73,7 @@ def test_rates_count_the_flops_of_each_step(clips: Path, whole: Any) -> None:
 
 
 def test_streams_do_not_repeat_each_other(clips: Path, tmp_path: Path) -> None:
-    """Of the 16 clips of an epoch, one stream gets every other draw, and the other the rest: 8 rows of one each."""
+    """Of the 24 clips of an epoch, one stream gets every other draw, the other the rest: here 8 rows of one each."""
     run = RunConfig.build(_config(clips))
     layout = DataLayout(make_mesh({"data": 1}, jax.devices()[:1]))
     streams = open_streams([part.data for part in run.buckets], run_tokenizer(run, Workdir(tmp_path)), layout)

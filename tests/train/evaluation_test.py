@@ -14,17 +14,12 @@ from sttts_jax.ckpt.files import list_steps
 from sttts_jax.evals.while_training import evaluator
 from sttts_jax.train.main import main
 from sttts_jax.train.metrics import read_lines
-from tests.train.tiny_run import build_clips, tiny_config
+from tests.tiny import tiny_config
 
 TASK = "shapes_video_qa"
 ACCURACY = f"eval/{TASK}/accuracy"
 EVALUATION = {"evaluation__every": 2, "evaluation__tasks": (TASK,), "evaluation__limit": 6, "evaluation__batch": 8}
 STEPS = 5
-
-
-@pytest.fixture(name="clips", scope="module")
-def _clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_clips(tmp_path_factory.mktemp("clips"))
 
 
 def _config(clips: Path, **settings: Any) -> Any:

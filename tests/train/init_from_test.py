@@ -25,7 +25,7 @@ from sttts_jax.train.main import main as train
 from sttts_jax.train.state import Blueprint, blueprint, build_model, fresh_state, init_params
 from sttts_jax.train.tokenizer import run_tokenizer
 from sttts_jax.trees import named_leaves
-from tests.train.tiny_run import build_clips, tiny_config
+from tests.tiny import tiny_config
 
 LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
 SMALL = {"llm": {"layers": 2, "dropout": 0.1}}
@@ -187,10 +187,9 @@ def test_a_converted_directory_opens_as_a_run_does(released: Any) -> None:
 
 
 def test_a_run_starts_from_another_and_resumes_without_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The real loop, fine-tuning the scorer alone from a run that had none; then the source is deleted."""
-    clips = build_clips(tmp_path / "clips")
     source, workdir = tmp_path / "source", tmp_path / "run"
     first = train(tiny_config(clips, total_steps=3, pruning__method="none"), str(source))
     settings = {"total_steps": 4, "init_from": str(source), "optimizer__train_only": ("vit/scorer/.*",)}

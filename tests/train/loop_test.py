@@ -24,15 +24,10 @@ from sttts_jax.train.run import first_state, prepare
 from sttts_jax.train.state import blueprint, build_model, fresh_state
 from sttts_jax.train.step import train_step
 from sttts_jax.train.tokenizer import run_tokenizer
-from tests.train.tiny_run import build_clips, tiny_config
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return build_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def test_a_run_learns_and_logs_what_it_should(whole):
 @pytest.mark.slow
 def test_kill_9_at_any_step_resumes_bit_equal(clips, whole, tmp_path):
     """A process is killed without warning, twice; the same command goes on, with the uninterrupted loss curve."""
-    command = [sys.executable, "-m", "tests.train.tiny_run", str(clips), str(tmp_path), str(STEPS)]
+    command = [sys.executable, "-m", "tests.tiny", str(clips), str(tmp_path), str(STEPS)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for kill_at in (3, 6):
         process = subprocess.Popen(
