@@ -3,11 +3,11 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sttts_jax.data.sampling import RULES, FrameSampling
 from sttts_jax.data.schema import POOL, RowShape
 from sttts_jax.pruning.budget import as_fraction, n_kept
 
 DEFAULT_DATA_DIR = "~/.cache/sttts_jax/data"
-SAMPLINGS = ("molmo2", "transformers")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class DataConfig:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    def frame_sampling(self) -> FrameSampling:
+        """How frames of a video are chosen."""
+        return FrameSampling(self.max_frames, self.max_fps, self.sampling)
+
+    @property
     def row_shape(self) -> RowShape:
         """The static sizes F, V, K, S, U of a row."""
         return RowShape(
@@ -154,8 +159,8 @@ class DataConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("max_messages", "max_crops", "crops_per_row", "windows_per_row"):
             _at_least(name, getattr(self, name), 0)
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"data.sampling={self.sampling!r} is unknown; choose one of {', '.join(SAMPLINGS)}")
+        if self.sampling not in RULES:
+            raise ValueError(f"data.sampling={self.sampling!r} is unknown; choose one of {', '.join(RULES)}")
         if self.max_fps is not None and not self.max_fps > 0:
             raise ValueError(f"data.max_fps={self.max_fps} must be positive, or None for max_frames equal steps")
         if not 0 <= self.bad_share <= 1:

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sttts_jax.data.files import existing_file
 from sttts_jax.data.image import resize
 from sttts_jax.data.record import RecordError
 from sttts_jax.data.schema import POOL
 
-TRAINING_CROPS = 8  # most tiles of an image, beside the global crop
-EVALUATION_CROPS = 24
+EVALUATION_CROPS = 24  # most tiles of an image, beside the global crop; training has data.max_crops
 MARGINS = (4, 4)  # patches that a crop shares with its neighbours, before and after its own
 MOST_PIXELS = 89_478_485  # a quarter of a GiB decoded: where Pillow, too, begins to suspect an attack
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # nothing that starts another program
@@ -57,7 +57,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     cause, for whatever is not a whole image of at most MOST_PIXELS.
     """
     name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
-    file = io.BytesIO(source) if isinstance(source, bytes) else _existing(Path(source), name)
+    file = io.BytesIO(source) if isinstance(source, bytes) else existing_file(source, name, ImageError)
     if source == b"":
         raise ImageError(f"{name}: is empty")
     try:
@@ -163,13 +163,3 @@ def _rgb(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _existing(path: Path, name: str) -> Path:
-    if not path.exists():
-        raise ImageError(f"{name}: no such file")
-    if not path.is_file():
-        raise ImageError(f"{name}: is not a file")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{name}: is empty")
-    return path

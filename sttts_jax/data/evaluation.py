@@ -7,24 +7,22 @@ Every process makes the same number of batches, whatever fails on the way, so th
 step.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops
+from sttts_jax.data.crops import EVALUATION_CROPS
 from sttts_jax.data.packing import Item, fill_row, lengths, stack
-from sttts_jax.data.prompt import build_prompt, target_text
+from sttts_jax.data.prompt import build_prefix, build_question, target_text
 from sttts_jax.data.reader import LOG, join_pictures, read_images, read_video
-from sttts_jax.data.record import Message, Record, RecordError
-from sttts_jax.data.schema import Example, RowShape
+from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.sampling import FrameSampling
+from sttts_jax.data.schema import RowShape
 from sttts_jax.data.sources.registry import Records
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.data.video import Video, VideoError
-
-_BLANK = Message("", "", "user_qa")
 
 
 class Asked(NamedTuple):
@@ -75,48 +73,20 @@ def list_questions(records: Records, limit: int | None = None) -> list[Asked]:
     return asked[:limit]
 
 
-def build_prefix(
-    tokenizer: Tokenizer,
-    times: Sequence[float] | np.ndarray,
-    *,
-    cells: int,
-    subtitles: str | Sequence[tuple[float, float, str]] = (),
-    images: Sequence[ImageCrops] = (),
-) -> Example:
-    """What prompts about a video or images have in common: all that stands before the question, every vision token with
-    it.
-    """
-    whole = build_prompt(tokenizer, times, _BLANK, cells=cells, subtitles=subtitles, images=images)
-    end = len(whole.tokens) - len(build_question(tokenizer, _BLANK))
-    names = ("tokens", "targets", "weights", "cells", "vision", "segment", "position")
-    return dataclasses.replace(whole, **{name: getattr(whole, name)[:end] for name in names})
-
-
-def build_question(tokenizer: Tokenizer, message: Message) -> np.ndarray:
-    """What a question adds to a prompt, int32 [n]: a prefix and it are the tokens of `build_prompt`, since each turn is
-    encoded by itself.
-    """
-    return build_prompt(tokenizer, (), message, cells=1).tokens[1:]  # after BOS
-
-
 def eval_batches(
     records: Records,
     tokenizer: Tokenizer,
     shape: RowShape,
     questions: QuestionShape,
     groups: Sequence[Sequence[Asked]],
+    sampling: FrameSampling,
     *,
-    max_frames: int,
-    max_fps: float | None,
     rows: int,
-    style: str | None = None,
-    sampling: str = "molmo2",
-    max_crops: int = EVALUATION_CROPS,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[EvalBatch]:
     """Batches of `rows // shard_count` rows, a group a row, the last one padded; a group shares its video, clip, images
-    and subtitles. `style` asks every question in that style; `sampling` and `max_crops` as in DataConfig.
+    and subtitles.
 
     `shape` is RowShape with one item; see DataConfig.evaluation_shape. A video or question that cannot be used is
     logged and marked in `meta`.
@@ -126,7 +96,7 @@ def eval_batches(
     most = max(map(len, groups), default=0)
     if most > questions.most:
         raise ValueError(f"a group of {most} questions does not fit the {questions.most} of a row; split it")
-    reader = _Reader(records, tokenizer, shape, questions, max_frames, max_fps, style, sampling, max_crops)
+    reader = _Reader(records, tokenizer, shape, questions, sampling)
     mine = rows // shard_count
     for first in range(0, len(groups), rows):
         own = groups[first + shard_index * mine : first + (shard_index + 1) * mine]
@@ -154,11 +124,7 @@ class _Reader:
     tokenizer: Tokenizer
     shape: RowShape
     questions: QuestionShape
-    max_frames: int
-    max_fps: float | None
-    style: str | None
-    sampling: str
-    max_crops: int
+    sampling: FrameSampling
     last: tuple[Any, Video] | None = None
 
     def row(self, group: Sequence[Asked]) -> _Row:
@@ -186,7 +152,7 @@ class _Reader:
 
     def _prefix(self, record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The arrays of a row and the times of its frames."""
-        images = read_images(record, self.shape, self.max_crops)
+        images = read_images(record, self.shape, EVALUATION_CROPS)
         pictures, times = [image.crops for image in images], np.zeros(0)
         if record.video is not None:
             video = self._video(record)
@@ -201,13 +167,12 @@ class _Reader:
     def _video(self, record: Record) -> Video:
         clip = (record.video, record.start, record.end)
         if self.last is None or self.last[0] != clip:
-            self.last = (clip, read_video(record, self.shape.size, self.max_frames, self.max_fps, self.sampling))
+            self.last = (clip, read_video(record, self.sampling, self.shape.size))
         return self.last[1]
 
     def _question(self, record: Record, number: int) -> tuple[np.ndarray, dict[str, Any]]:
         """Its tokens, and what scoring and reports want to know."""
-        message = record.messages[number]
-        asked = dataclasses.replace(message, style=self.style or message.style)
+        asked = record.messages[number]
         ids = build_question(self.tokenizer, asked)
         if len(ids) > self.questions.longest:
             raise RecordError(f"takes {len(ids)} tokens and a question has {self.questions.longest}; shorten it")

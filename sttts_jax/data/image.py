@@ -2,15 +2,13 @@
 
 A high-quality resize (area, bicubic, antialiased) visibly changes what the network was trained on, so this one
 reproduces `interpolate(mode="bilinear", align_corners=False, antialias=False)` on float32, then rounds half to even
-and clips to uint8. Normalisation happens on the device: x / 255 * 2 - 1.
+and clips to uint8. Normalisation happens on the device (`models.vlm`): x / 255 * 2 - 1.
 """
 
 from functools import lru_cache
 
 import numpy as np
 
-PIXEL_MEAN = 0.5
-PIXEL_STD = 0.5
 WIDE = 8  # times the width asked for: from here on unused columns are cut out first
 
 
@@ -33,11 +31,6 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     mixed = row(top) * (1 - down) + row(bottom) * down
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-
-
-def normalize(image: np.ndarray) -> np.ndarray:
-    """uint8 -> float32 in [-1, 1]: the host twin of what the model does on the device."""
-    return (image.astype(np.float32) / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
 @lru_cache(maxsize=256)

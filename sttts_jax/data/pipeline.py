@@ -101,19 +101,7 @@ def train_batches(
         )
     sources = [open_source(source) for source in config.sources]
     shape = config.row_shape
-    reader = Reader(
-        sources,
-        [source.name for source in config.sources],
-        tokenizer,
-        shape,
-        max_frames=config.max_frames,
-        max_fps=config.max_fps,
-        max_messages=config.max_messages,
-        bad_share=config.bad_share,
-        cache=config.cache,
-        sampling=config.sampling,
-        max_crops=config.max_crops,
-    )
+    reader = Reader(config, sources, tokenizer)
     lengths = [len(source) for source in sources]
     draws = mix(lengths, config.sources, config.seed)[shard_index * parts + part :: shard_count * parts]
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4 * config.threads, 8))

@@ -102,9 +102,8 @@ def build_example(
         raise RecordError(f"cannot be made into an example, {what}")
     targets, weights = [np.zeros(len(prefix.ids), np.int32)], [np.zeros(len(prefix.ids), np.float32)]
     for ids, loss, weight in branches:
-        after = np.append(
-            loss[1:], True
-        )  # whether the NEXT token carries loss; after the last one comes EOS, which does
+        # Whether the NEXT token carries loss; after the last one comes EOS, which does.
+        after = np.append(loss[1:], True)
         value = token_weight(int(loss.sum()) + (len(branches) == 1), len(branches), weight)
         targets.append(np.where(after, np.append(ids[1:], tokenizer.eos), 0))
         weights.append(np.where(after, value, 0))
@@ -123,10 +122,28 @@ def build_prompt(
     """An inference prompt: the same layout up to "assistant\\n", no answer, no targets. Follow-up turns are not
     asked.
     """
-    prefix = _prefix(tokenizer, times, cells, subtitles, images)
-    ids = tokenizer.encode(_user_turn(tokenizer, user_text(message), first=True))
-    n = len(prefix.ids) + len(ids)
-    return _assemble(tokenizer, prefix, [ids], [np.zeros(n, np.int32)], [np.zeros(n, np.float32)])
+    return _prompt(tokenizer, _prefix(tokenizer, times, cells, subtitles, images), [build_question(tokenizer, message)])
+
+
+def build_prefix(
+    tokenizer: Tokenizer,
+    times: Sequence[float] | np.ndarray,
+    *,
+    cells: int,
+    subtitles: str | Sequence[tuple[float, float, str]] = (),
+    images: Sequence[ImageCrops] = (),
+) -> Example:
+    """What prompts about a video or images have in common: all that stands before the question, every vision token with
+    it.
+    """
+    return _prompt(tokenizer, _prefix(tokenizer, times, cells, subtitles, images), [])
+
+
+def build_question(tokenizer: Tokenizer, message: Message) -> np.ndarray:
+    """What a question adds to a prompt, int32 [n]: a prefix and it are the tokens of `build_prompt`, since each turn is
+    encoded by itself.
+    """
+    return np.asarray(tokenizer.encode(_user_turn(tokenizer, user_text(message), first=True)), np.int32)
 
 
 def token_weight(loss_tokens: int, messages: int, weight: float | None = None) -> float:
@@ -178,6 +195,12 @@ def subtitle_text(subtitles: str | Sequence[tuple[float, float, str]], times: Se
     at = np.asarray(times, float)
     near = [s for s in subtitles if ((at + SUBTITLE_REACH >= s[0]) & (at - SUBTITLE_REACH <= s[1])).any()]
     return "subtitle\n" + "".join(f"{a:.1f} - {b:.1f} {text}\n" for a, b, text in near) if subtitles else ""
+
+
+def _prompt(tokenizer: Tokenizer, prefix: "_Prefix", questions: Sequence[np.ndarray]) -> Example:
+    """Nothing of it carries loss."""
+    n = len(prefix.ids) + sum(map(len, questions))
+    return _assemble(tokenizer, prefix, questions, [np.zeros(n, np.int32)], [np.zeros(n, np.float32)])
 
 
 class _Prefix(NamedTuple):

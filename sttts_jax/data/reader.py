@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sttts_jax.data.crops import TRAINING_CROPS, ImageCrops, crop_image, read_image
+from sttts_jax.data.config import DataConfig
+from sttts_jax.data.crops import ImageCrops, crop_image, read_image
 from sttts_jax.data.packing import NO_IMAGES, Item, lengths
 from sttts_jax.data.prompt import build_example
 from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape
 from sttts_jax.data.sources.registry import Records
 from sttts_jax.data.tokenizer import Tokenizer
@@ -82,47 +84,37 @@ class Reader:
 
     def __init__(
         self,
+        config: DataConfig,
         sources: Sequence[Records],
-        names: Sequence[str],
         tokenizer: Tokenizer,
-        shape: RowShape,
-        *,
-        max_frames: int,
-        max_fps: float | None,
-        max_messages: int,
-        bad_share: float,
-        cache: bool,
-        sampling: str = "molmo2",
-        max_crops: int = TRAINING_CROPS,
     ):
-        self._sources, self._names = sources, names
-        self._tokenizer, self._shape = tokenizer, shape
-        self._sampling, self._max_crops = sampling, max_crops
-        self._max_frames, self._max_fps, self._max_messages = max_frames, max_fps, max_messages
-        self._cache = FrameCache() if cache else None
-        self.bad = BadRecords(bad_share)
+        """`sources` are those of the config, opened, in its order."""
+        self._config, self._sources, self._tokenizer = config, sources, tokenizer
+        self._shape = config.row_shape
+        self._cache = FrameCache() if config.cache else None
+        self.bad = BadRecords(config.bad_share)
 
     def __call__(self, draw: tuple[int, int, int]) -> Item | None:
         source, index, number = draw
         try:
             item = self._item(source, index, np.random.default_rng(number))
         except (RecordError, VideoError) as error:
-            self.bad.add(f"{self._names[source]}[{index}]", str(error))
+            self.bad.add(f"{self._config.sources[source].name}[{index}]", str(error))
             return None
         self.bad.good()
         return item
 
     def _item(self, source: int, index: int, rng: np.random.Generator) -> Item:
         record = self._sources[source][index]
-        images = read_images(record, self._shape, self._max_crops)
+        images = read_images(record, self._shape, self._config.max_crops)
         video = None
         if record.video is not None:
             video = self._cache.get((source, index)) if self._cache else None
             if video is None:
-                video = read_video(record, self._shape.size, self._max_frames, self._max_fps, self._sampling)
+                video = read_video(record, self._config.frame_sampling, self._shape.size)
             if self._cache:
                 self._cache.put((source, index), video)
-        order = rng.permutation(len(record.messages))[: self._max_messages or None]
+        order = rng.permutation(len(record.messages))[: self._config.max_messages or None]
         example = build_example(
             self._tokenizer,
             [] if video is None else video.times,
@@ -141,22 +133,11 @@ class Reader:
         return self._shape.length + n_drop(frames, self._shape.fraction, self._shape.cells)
 
 
-def read_video(
-    record: Record, size: tuple[int, int], max_frames: int, max_fps: float | None, sampling: str = "molmo2"
-) -> Video:
-    """The sampled frames of a record. Raises VideoError with the record's name."""
+def read_video(record: Record, sampling: FrameSampling, size: tuple[int, int] | None) -> Video:
+    """The sampled frames of a record, resized to `size`, or as they are stored. Raises VideoError with its name."""
     assert record.video is not None
     name = record.id if isinstance(record.video, bytes) else None
-    return decode(
-        record.video,
-        max_frames=max_frames,
-        max_fps=max_fps,
-        size=size,
-        start=record.start,
-        end=record.end,
-        name=name,
-        sampling=sampling,
-    )
+    return decode(record.video, sampling, size=size, start=record.start, end=record.end, name=name)
 
 
 def read_images(record: Record, shape: RowShape, max_crops: int) -> list[ImageCrops]:

@@ -1,7 +1,6 @@
 """A record: one video (or none), images (or none) and what is asked about it. Every source yields these."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 
 class RecordError(ValueError):
@@ -28,8 +27,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """`video` is a path, the bytes of a file, or None; `start` and `end` cut a clip out of it, in seconds. `images`,
-    paths or bytes, come before it. Without either the record is text alone.
+    """A video (or none), images (or none) and what is asked. Without either the record is text alone.
+
+    video         a path, the bytes of a file, or None
+    start, end    cut a clip out of the video, seconds
+    subtitles     lines (start, end, text) in seconds within the clip; or plain text
+    images        paths or bytes; they come before the video
     """
 
     id: str
@@ -37,8 +40,5 @@ class Record:
     messages: tuple[Message, ...]
     start: float | None = None
     end: float | None = None
-    subtitles: (
-        str | tuple[tuple[float, float, str], ...]
-    ) = ()  # (start, end, text), seconds within the clip; or plain text
-    metadata: dict[str, Any] = field(default_factory=dict)
+    subtitles: str | tuple[tuple[float, float, str], ...] = ()
     images: tuple[str | bytes, ...] = ()

@@ -3,8 +3,8 @@
 Two ways to reach a frame:
 - by time, where packets carry the display time of their frame (nearly all files): seek to key frames, decode forward;
 - by count, where they do not (AVI has no display times; a decoder may hand out frames the packets do not announce):
-  decode everything
-  once to count, once to fetch. Decoders emit frames in display order, so frame i is shown at the i-th smallest time.
+  decode everything, once to count, once to fetch. Decoders emit frames in display order, so frame i is shown at the
+  i-th smallest time.
 """
 
 import io
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+from sttts_jax.data.files import existing_file
 
 MISSING_SHARE = 0.1  # a file whose packets end this share, and this many seconds,
 MISSING_SECONDS = 1.0  # before its header says is cut short
@@ -51,7 +53,7 @@ class Timeline:
 
 @contextmanager
 def open_stream(
-    source: str | Path | bytes, name: str, codec_threads: int
+    source: str | Path | bytes, name: str
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first video stream that is not a cover picture. FFmpeg's errors inside the block become
     VideoError.
@@ -61,7 +63,7 @@ def open_stream(
             raise VideoError(f"{name}: is empty")
         file: str | io.BytesIO = io.BytesIO(source)
     else:
-        file = _existing(Path(source), name)
+        file = str(existing_file(source, name, VideoError))
     try:
         container = av.open(file)
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -70,7 +72,7 @@ def open_stream(
         ) from error
     with container:
         stream = _first_video(container, name)
-        stream.codec_context.thread_count = codec_threads
+        stream.codec_context.thread_count = 1  # the pipeline decodes several videos at once instead
         try:
             yield container, stream
         except av.error.FFmpegError as error:
@@ -195,16 +197,6 @@ def _fetch_by_time(
         if frame.pts != target:
             raise OutOfOrder
         yield frame
-
-
-def _existing(path: Path, name: str) -> str:
-    if not path.exists():
-        raise VideoError(f"{name}: no such file")
-    if not path.is_file():
-        raise VideoError(f"{name}: is not a file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{name}: is empty")
-    return str(path)
 
 
 def _first_video(container: av.container.InputContainer, name: str) -> av.VideoStream:

@@ -12,11 +12,8 @@ import tensorflow_datasets as tfds
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.sources.shapes_video_qa import Difficulty, make_clip
 
-FIRST_SEED = {
-    "train": 0,
-    "validation": 100_000_000,
-    "test": 200_000_000,
-}  # multiples of four: answers stay balanced per split
+# Multiples of four: answers stay balanced in every split.
+FIRST_SEED = {"train": 0, "validation": 100_000_000, "test": 200_000_000}
 SHORT_ANSWER_SHARE = {"both": 0.5, "short_answer": 1.0, "multiple_choice": 0.0}
 
 

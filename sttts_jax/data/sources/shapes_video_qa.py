@@ -41,7 +41,6 @@ ANSWERS = {
     "where": tuple(ARMS),
     "color_change": tuple(COLORS),
 }
-FAMILIES = tuple(ANSWERS)
 QUESTIONS = {
     "direction": ("Which way does the white ball move?", "Where does the white ball go?"),
     "order": ("Which color appeared {x}?", "What color was the {x} object?"),
@@ -237,9 +236,8 @@ def _begins(rng: np.random.Generator, count: int, difficulty: Difficulty) -> lis
             f"{count} objects do not fit {difficulty.seconds} s; lengthen the clip or lower event_step or visible"
         )
     chosen = np.sort(rng.choice(slots, count, replace=False))
-    return [
-        int(slot) - int(rng.integers(0, step)) for slot in chosen
-    ]  # up to one step early: still the same sampled frame
+    # Up to one step early: still the same sampled frame.
+    return [int(slot) - int(rng.integers(0, step)) for slot in chosen]
 
 
 def _arm_place(
