@@ -27,11 +27,11 @@ from sttts_jax.data.mixture import mix
 from sttts_jax.data.packing import Item, pack, stack
 from sttts_jax.data.pipeline import train_batches
 from sttts_jax.data.prompt import build_example, target_text, user_text
-from sttts_jax.data.reader import Reader
-from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.reader import Reader, read_video
+from sttts_jax.data.record import RecordError
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
-from sttts_jax.data.video import Video, VideoError, decode
+from sttts_jax.data.video import VideoError
 from sttts_jax.paths import PathLike, write_json
 from sttts_jax.pruning.budget import n_drop, row_capacity
 
@@ -278,7 +278,7 @@ def _item(config: DataConfig, source: Records, index: int, tokenizer: Tokenizer,
     record = _timed(spent, "read", lambda: source[index])
     video, frames = None, np.zeros((0, *config.size, 3), np.uint8)
     if record.video is not None:
-        found = _timed(spent, "decode", lambda: _decoded(record, config))
+        found = _timed(spent, "decode", lambda: read_video(record, config.frame_sampling, None))
         frames = _timed(spent, "resize", lambda: np.stack([resize(frame, config.size) for frame in found.frames]))
         video = found
     messages = record.messages[: config.max_messages or None]
@@ -288,20 +288,6 @@ def _item(config: DataConfig, source: Records, index: int, tokenizer: Tokenizer,
     options["limit"] = config.row_length + n_drop(len(frames), config.fraction, config.cells)
     example = _timed(spent, "prompt", lambda: build_example(tokenizer, times, messages, **options))
     return Item(example, frames)
-
-
-def _decoded(record: Record, config: DataConfig) -> Video:
-    """The sampled frames at their stored size."""
-    assert record.video is not None
-    return decode(
-        record.video,
-        max_frames=config.max_frames,
-        max_fps=config.max_fps,
-        size=None,
-        start=record.start,
-        end=record.end,
-        name=record.id if isinstance(record.video, bytes) else None,
-    )
 
 
 def _timed(spent: dict[str, float], stage: str, work: Callable[[], Any]) -> Any:
@@ -336,9 +322,8 @@ def _batches(config: DataConfig, tokenizer: Tokenizer, workers: int) -> Generato
     if workers:
         yield from train_batches(dataclasses.replace(config, threads=workers), tokenizer)
         return
-    sources, names = [open_source(s) for s in config.sources], [s.name for s in config.sources]
-    settings = {name: getattr(config, name) for name in ("max_frames", "max_fps", "max_messages", "bad_share")}
-    reader = Reader(sources, names, tokenizer, config.row_shape, cache=False, **settings)
+    sources = [open_source(source) for source in config.sources]
+    reader = Reader(dataclasses.replace(config, cache=False), sources, tokenizer)
     draws = mix([len(s) for s in sources], config.sources, config.seed)
     items = draws.map(reader).to_iter_dataset(_inline())
     rows = pack(items, config.row_shape, config.packing_rows, config.seed)

@@ -26,6 +26,7 @@ from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
     from sttts_jax import api, paths
+    from sttts_jax.data import sampling
     from sttts_jax.data import video as videos
     from sttts_jax.evals import prose
     from sttts_jax.infer import generate
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
         if question != "-":
             scenes.question_tokens(model.checkpoint.tokenizer, question, generation.style)
     for video in args.video[1:]:  # the first one is decoded below, before anything is compiled
-        videos.decode(video, max_frames=1, max_fps=None, size=None, start=args.start, end=args.end)
+        videos.decode(video, sampling.FrameSampling(1), size=None, start=args.start, end=args.end)
     asked = []
     for number, scene in enumerate(_scenes(model, args)):
         answers = [_ask(scene, question, generation, args) for question in _questions(args.question)]

@@ -19,9 +19,11 @@ from sttts_jax.cli.main import run
 from sttts_jax.data.config import DEFAULT_DATA_DIR, Source
 from sttts_jax.data.image import resize
 from sttts_jax.data.prompt import target_text, user_text
+from sttts_jax.data.reader import read_video
 from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.sources import registry
-from sttts_jax.data.video import Video, VideoError, decode
+from sttts_jax.data.video import Video, VideoError
 
 SPLITS = ("train", "validation", "test")
 THUMB = 144  # height of a frame in the contact sheet, pixels
@@ -110,8 +112,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _video(record: Record, args: argparse.Namespace) -> Video | None:
     if record.video is None:
         return None
-    limits = {"max_frames": args.max_frames, "max_fps": args.max_fps, "start": record.start, "end": record.end}
-    return decode(record.video, size=None, name=record.id, **limits)
+    return read_video(record, FrameSampling(args.max_frames, args.max_fps), size=None)
 
 
 def _print(index: int, record: Record, video: Video | None) -> None:

@@ -52,9 +52,7 @@ class Timeline:
 
 
 @contextmanager
-def open_stream(
-    source: str | Path | bytes, name: str
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def open_stream(source: str | Path | bytes, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first video stream that is not a cover picture. FFmpeg's errors inside the block become
     VideoError.
     """

@@ -9,12 +9,14 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, Source
-from sttts_jax.data.evaluation import Asked, build_prefix, build_question, list_questions
+from sttts_jax.data.evaluation import Asked, list_questions
+from sttts_jax.data.prompt import build_prefix, build_question
 from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape, round_up
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.data.video import VideoError, probe, sample_times
+from sttts_jax.data.video import VideoError, probe
 from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Setting
 
@@ -122,7 +124,7 @@ class Questions:
     def _sampled(self, clip: _Clip, setting: Setting, together: int) -> _Sampled:
         times: list[float] = []
         if clip.duration is not None:
-            times = sample_times(clip.duration, setting.max_frames, setting.max_fps).tolist()
+            times = FrameSampling(setting.max_frames, setting.max_fps).times(clip.duration).tolist()
         try:
             prefix = build_prefix(self._tokenizer, times, cells=self._cells, subtitles=clip.subtitles)
             alive = prefix.alive(setting.fraction, self._cells)

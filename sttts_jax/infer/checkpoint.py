@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.data.config import DataConfig
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.mesh import DataLayout, make_mesh
@@ -86,6 +87,10 @@ class Checkpoint:
             usual.max_frames if max_frames is None else max_frames,
             usual.max_fps if max_fps is None else max_fps,
         )
+
+    def frame_sampling(self, setting: Setting) -> FrameSampling:
+        """How frames are chosen at a setting: by the rule of the training."""
+        return dataclasses.replace(self.data.frame_sampling, max_frames=setting.max_frames, max_fps=setting.max_fps)
 
     def pruned(self, fraction: str) -> PruneConfig:
         """The pruning at another fraction."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops, crop_image, read_image
-from sttts_jax.data.evaluation import build_prefix
+from sttts_jax.data.prompt import build_prefix
 from sttts_jax.data.subtitles import Line, cut_subtitles, read_subtitles
 from sttts_jax.data.video import Video, decode, display_size
 from sttts_jax.infer.checkpoint import Checkpoint, Setting, canonical_fraction
@@ -71,9 +71,7 @@ class Model:
             sampled = functools.partial(
                 decode,
                 video,
-                max_frames=setting.max_frames,
-                max_fps=setting.max_fps,
-                sampling=data.sampling,
+                checkpoint.frame_sampling(setting),
                 start=start,
                 end=end,
                 name=name if isinstance(video, bytes) else None,

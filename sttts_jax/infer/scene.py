@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from sttts_jax.data.evaluation import build_question
 from sttts_jax.data.packing import Item, fill_row
+from sttts_jax.data.prompt import build_question
 from sttts_jax.data.record import Message
 from sttts_jax.data.schema import Example, RowShape, round_up
 from sttts_jax.data.tokenizer import TextStream, Tokenizer

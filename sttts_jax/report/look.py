@@ -77,16 +77,7 @@ def view_video(
     """
 
     def sampled(size: tuple[int, int]) -> Video:
-        return decode(
-            video,
-            max_frames=setting.max_frames,
-            max_fps=setting.max_fps,
-            sampling=checkpoint.data.sampling,
-            size=size,
-            start=start,
-            end=end,
-            name=name,
-        )
+        return decode(video, checkpoint.frame_sampling(setting), size=size, start=start, end=end, name=name)
 
     seen, shown = sampled(checkpoint.data.size), sampled(display_size(video, name))
     if kept is None or checkpoint.pruning.scores:

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sttts_jax.data.config import DataConfig
+from sttts_jax.data.config import DataConfig, Source
 from sttts_jax.data.crops import crop_image, read_image
-from sttts_jax.data.evaluation import build_prefix, build_question
 from sttts_jax.data.packing import Item, fill_rate, fill_row, lengths, stack
-from sttts_jax.data.prompt import build_example, build_prompt
+from sttts_jax.data.prompt import build_example, build_prefix, build_prompt, build_question
 from sttts_jax.data.reader import Reader
 from sttts_jax.data.record import Message, Record, RecordError
 from sttts_jax.data.schema import PREFIX_SEGMENT, RowShape, check_batch, empty_rows
@@ -190,8 +189,9 @@ def test_the_reader_makes_examples_of_images(tokenizer: Tokenizer, tmp_path: Pat
     ]
     size = (60, 60)
     shape = RowShape(16, 2, 900, "0.5", 81, size, crops=10, windows=500, grid=(20, 20))
-    options = {"max_frames": 4, "max_fps": 2.0, "max_messages": 0, "bad_share": 1.0, "cache": True}
-    reader = Reader([records], ["set"], tokenizer, shape, max_crops=2, **options)
+    rows = {"frames_per_row": 16, "items_per_row": 2, "row_length": 900, "image_size": size, "grid": (20, 20)}
+    config = DataConfig((Source("set"),), max_frames=4, max_crops=2, bad_share=1.0, cache=True, **rows)
+    reader = Reader(dataclasses.replace(config, crops_per_row=10, windows_per_row=500), [records], tokenizer)
     a, b = reader((0, 0, 1)), reader((0, 1, 2))
     assert a is not None and b is not None
     image = crop_image(read_image(file), size, (20, 20), 2)
@@ -201,7 +201,7 @@ def test_the_reader_makes_examples_of_images(tokenizer: Tokenizer, tmp_path: Pat
     assert reader((0, 2, 3)) is None
     assert reader.bad.named == {"set[2]": reader.bad.named["set[2]"]}
     assert reader.bad.named["set[2]"].startswith("c, image 2: cannot be read as an image")
-    plain = Reader([records], ["set"], tokenizer, RowShape(16, 2, 900, "0.5", 81, size), **options)
+    plain = Reader(config, [records], tokenizer)
     assert plain((0, 0, 1)) is None
     assert plain.bad.named["set[0]"] == "a: has images, for which rows have no room; set crops_per_row above 0"
 

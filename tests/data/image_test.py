@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sttts_jax.data.image import normalize, resize
+from sttts_jax.data.image import resize
 
 
 def _line(*values: int) -> np.ndarray:
@@ -74,10 +74,6 @@ def test_same_size_is_a_copy_and_nonsense_is_refused() -> None:
     for bad in (image.astype(np.float32), image[0], np.zeros((0, 2, 3), np.uint8)):
         with pytest.raises(ValueError, match="non-empty uint8 image"):
             resize(bad, (2, 2))
-
-
-def test_normalisation() -> None:
-    assert normalize(np.asarray([0, 255], np.uint8)).tolist() == [-1, 1]
 
 
 @pytest.mark.torch

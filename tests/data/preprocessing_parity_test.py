@@ -21,11 +21,12 @@ from transformers.models.molmo2.processing_molmo2 import Molmo2Processor  # noqa
 from transformers.models.molmo2.video_processing_molmo2 import Molmo2VideoProcessor  # noqa: E402
 
 from sttts_jax.data.crops import choose_tiling, crop_image, read_image  # noqa: E402
-from sttts_jax.data.image import normalize, resize  # noqa: E402
+from sttts_jax.data.image import resize  # noqa: E402
 from sttts_jax.data.prompt import build_prompt, user_text  # noqa: E402
 from sttts_jax.data.record import Message  # noqa: E402
+from sttts_jax.data.sampling import FrameSampling  # noqa: E402
 from sttts_jax.data.tokenizer import Tokenizer  # noqa: E402
-from sttts_jax.data.video import decode, sample_indices  # noqa: E402
+from sttts_jax.data.video import decode  # noqa: E402
 
 pytestmark = pytest.mark.torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,7 +55,7 @@ def _noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def _patches(pictures: np.ndarray) -> np.ndarray:
     """uint8 [n, 378, 378, 3] -> float32 [n, 729, 588], normalised."""
-    x = normalize(pictures).reshape(len(pictures), 27, 14, 27, 14, 3)
+    x = (pictures.astype(np.float32) / 255 * 2 - 1).reshape(len(pictures), 27, 14, 27, 14, 3)
     return x.swapaxes(2, 3).reshape(len(pictures), 729, 588)
 
 
@@ -111,7 +112,7 @@ def test_several_images_and_a_video(processor: Molmo2Processor, tokenizer: Token
         text=_text(3, True),
         return_tensors="pt",
     )
-    index = sample_indices(40, 5.0, 64, 2)
+    index = FrameSampling(64, 2).indices(40, 5.0)
     frames = np.stack([resize(film[i], SIZE) for i in index])
     _check_pixels(_patches(np.concatenate([image.crops for image in images])), want["pixel_values"])
     _check_pixels(_patches(frames), want["pixel_values_videos"])
@@ -135,7 +136,7 @@ def test_the_real_tokenizer(real_files: Path, tmp_path: Path) -> None:
         return_tensors="pt",
     )
     images = [crop_image(picture, SIZE, GRID, 8) for picture in pictures]
-    times = sample_indices(600, 150.0, 6, 2) / 4
+    times = FrameSampling(6, 2).indices(600, 150.0) / 4
     example = build_prompt(qwen, times, ASK, cells=81, images=images)
     assert example.tokens.tolist() == want["input_ids"][0].tolist()
     assert (
@@ -155,15 +156,15 @@ def test_sampled_frames(max_fps: float) -> None:
         metadata = transformers.video_utils.VideoMetadata(total_num_frames=total, fps=fps, duration=total / fps)
         want = processor.sample_frames(metadata, num_frames=most, max_fps=max_fps).tolist()
         want = [index for index in want if index < total]
-        assert sample_indices(total, total / fps, most, max_fps).tolist() == want, (total, fps, most)
+        assert FrameSampling(most, max_fps).indices(total, total / fps).tolist() == want, (total, fps, most)
 
 
 @pytest.mark.parametrize("name", ["bikes_scene_cuts.mp4", "sam2_cups_shell_game.mp4", "bear_vp9_odd_161x121.webm"])
 def test_real_videos(real_files: Path, processor: Molmo2Processor, tokenizer: Tokenizer, name: str) -> None:
     """Both sampled here, as transformers decodes by other means; the pictures, resized and laid out, are compared."""
     path = real_files / "videos" / name
-    options = {"max_frames": 8, "max_fps": 2, "sampling": "transformers"}
-    whole, seen = decode(path, size=None, **options), decode(path, size=SIZE, **options)
+    sampling = FrameSampling(8, 2, "transformers")
+    whole, seen = decode(path, sampling, size=None), decode(path, sampling, size=SIZE)
     index = np.arange(len(whole.frames))
     metadata = {
         "fps": 1.0,
@@ -188,7 +189,7 @@ def test_real_videos(real_files: Path, processor: Molmo2Processor, tokenizer: To
 def test_a_real_frame_as_an_image_file(
     real_files: Path, processor: Molmo2Processor, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    frame = decode(real_files / "videos" / "bikes_scene_cuts.mp4", max_frames=1, max_fps=None, size=None).frames[0]
+    frame = decode(real_files / "videos" / "bikes_scene_cuts.mp4", FrameSampling(1), size=None).frames[0]
     Image.fromarray(frame).save(tmp_path / "a.jpg", quality=90)
     picture = read_image(tmp_path / "a.jpg")
     image = crop_image(picture, SIZE, GRID, 8)

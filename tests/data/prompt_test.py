@@ -15,9 +15,9 @@ from sttts_jax.data.prompt import (
     user_text,
 )
 from sttts_jax.data.record import Message, RecordError
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import PREFIX_SEGMENT, Example
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.data.video import sample_times
 
 ONE = Message("What is it?", "red", "video_short_answer")
 TWO = Message("Which one?", "b", "video_multiple_choice", options=("a", "b", "c"))
@@ -56,7 +56,7 @@ def test_timestamps_questions_and_answers_are_encoded_apart(tokenizer: Tokenizer
 )
 def test_molmo2_token_counts(real_files: Path, duration: float, cap: int, frames: int, tokens: int) -> None:
     qwen = Tokenizer.load(real_files / "tokenizer", base_size=151_936)
-    times = sample_times(duration, cap, 2)
+    times = FrameSampling(cap, 2).times(duration)
     with_video, without = (build_prompt(qwen, t, ONE, cells=81) for t in (times, []))
     assert len(times) == frames and len(with_video.tokens) - len(without.tokens) == tokens
 

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.video import VideoError, decode, probe
 from sttts_jax.data.video_stream import display_matrix, orient
 
@@ -44,14 +45,14 @@ def test_broken_files(real_files: Path, name: str) -> None:
     path = real_files / "videos" / name
     for source in (path, path.read_bytes()):
         with pytest.raises(VideoError, match=BROKEN[name]):
-            decode(source, max_frames=8, max_fps=2, size=(32, 32))
+            decode(source, FrameSampling(8, 2), size=(32, 32))
 
 
 @pytest.mark.parametrize("name", PLAYABLE)
 def test_frames_are_those_on_screen(real_files: Path, facts: dict[str, Any], name: str) -> None:
     """Against decoding the whole file in order, at the times an independent probe found."""
     path = real_files / "videos" / name
-    video = decode(path, max_frames=7, max_fps=None, size=(24, 24))
+    video = decode(path, FrameSampling(7), size=(24, 24))
     fact = facts[name]
     numerator, denominator = map(int, fact["time_base"].split("/"))
     seconds = np.sort(np.asarray(fact["pts"])) * numerator / denominator
@@ -63,7 +64,7 @@ def test_frames_are_those_on_screen(real_files: Path, facts: dict[str, Any], nam
             picture = orient(frame.to_ndarray(format="rgb24"), display_matrix(frame), name)
             height, width = picture.shape[:2]
             truth[index] = picture[height // 2, width // 2]
-    for index, picture in zip(wanted, decode(path, max_frames=7, max_fps=None, size=None).frames, strict=True):
+    for index, picture in zip(wanted, decode(path, FrameSampling(7), size=None).frames, strict=True):
         assert np.array_equal(picture[picture.shape[0] // 2, picture.shape[1] // 2], truth[index]), index
 
 
@@ -84,7 +85,7 @@ def test_exact_duration(real_files: Path, name: str, duration: float) -> None:
 
 def test_display_matrices_are_applied(real_files: Path) -> None:
     shapes = {
-        name: decode(real_files / "videos" / name, max_frames=1, max_fps=None, size=None).frames.shape[1:3]
+        name: decode(real_files / "videos" / name, FrameSampling(1), size=None).frames.shape[1:3]
         for name in ("rotated_90_3frames.mov", "rotated_180_3frames.mov", "rotate_and_reflect.mp4")
     }
     assert shapes == {
@@ -97,7 +98,7 @@ def test_display_matrices_are_applied(real_files: Path) -> None:
 def test_burnt_in_background_changes_on_time(real_files: Path) -> None:
     """Frame = 11, PTS = 1.0 s is the first red one, Frame = 20 the last; then green."""
     path = real_files / "videos" / "frame_counter_1080p_10fps.mp4"
-    video = decode(path, max_frames=31, max_fps=10, size=None)
+    video = decode(path, FrameSampling(31, 10), size=None)
     corner = video.frames[:, 20, 20].astype(int)
     names = ["grey" if np.ptp(c) < 40 else "red" if c.argmax() == 0 else "green" for c in corner]
     assert names[0] == "grey" and names[10:20] == ["red"] * 10 and names[20:] == ["green"] * 11

@@ -8,61 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.sources.encode import encode_mp4
-from sttts_jax.data.video import VideoError, decode, probe, sample_indices, sample_times
+from sttts_jax.data.video import VideoError, decode, probe
 from sttts_jax.data.video_stream import orient
-
-
-@pytest.mark.parametrize(
-    ("duration", "max_frames", "count"),
-    [(0.033, 128, 2), (0.3, 128, 2), (0.5, 128, 2), (1, 128, 3), (3, 128, 7), (10, 128, 21)]
-    + [(63.5, 128, 128), (63.6, 128, 128), (191.5, 384, 384), (191.6, 384, 384), (600, 384, 384), (0, 8, 1), (9, 1, 1)],
-)
-def test_sample_times_vectors(duration: float, max_frames: int, count: int) -> None:
-    times = sample_times(duration, max_frames, 2)
-    assert len(times) == count and times[0] == 0 and (times[-1] == duration or max_frames == 1)
-    if duration in (63.5, 191.5, 10):
-        assert np.array_equal(times, np.arange(count) / 2)
-    if duration in (63.6, 191.6, 600):
-        assert np.allclose(np.diff(times), duration / (count - 1))
-
-
-@given(st.floats(0.001, 5000), st.integers(1, 400), st.one_of(st.none(), st.floats(0.1, 30)))
-def test_sample_times_properties(duration: float, max_frames: int, max_fps: float | None) -> None:
-    times = sample_times(duration, max_frames, max_fps)
-    assert 1 <= len(times) <= max_frames and times[0] == 0
-    assert max_frames == 1 or times[-1] == duration
-    assert (np.diff(times) > 0).all() and (max_fps is None or (np.diff(times)[:-1] > 0.999 / max_fps).all())
-
-
-def test_sampling_nonsense_is_refused() -> None:
-    for arguments in ((1, 0, 2), (1, 4, 0), (-1, 4, 2), (float("nan"), 4, 2)):
-        with pytest.raises(ValueError, match="cannot sample"):
-            sample_times(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("total", "fps", "max_frames", "count", "last"),
-    [(300, 30, 64, 20, 9.5), (18_000, 30, 384, 384, 598.4), (18_000, 30, 64, 64, 590.6), (10, 1, 64, 10, 9.0)]
-    + [(300, 30, 7, 7, 8.6), (3, 30, 64, 1, 0.0), (40, 2, 8, 8, 17.5), (1, 30, 64, 1, 0.0)],
-)
-def test_sampling_as_in_transformers(total: int, fps: float, max_frames: int, count: int, last: float) -> None:
-    """Molmo2's documented differences: the end is left out, slow videos give every frame."""
-    index = sample_indices(total, total / fps, max_frames, 2)
-    assert len(index) == count and index[0] == 0
-    assert f"{index[-1] / fps:.1f}" == f"{last:.1f}"
-
-
-@given(st.integers(1, 20_000), st.floats(0.5, 240), st.integers(1, 400), st.one_of(st.none(), st.floats(0.1, 30)))
-def test_sample_indices_properties(total: int, fps: float, max_frames: int, max_fps: float | None) -> None:
-    index = sample_indices(total, total / fps, max_frames, max_fps)
-    assert 1 <= len(index) <= min(max_frames, total) and index[0] == 0 and index[-1] < total
-    assert (np.diff(index) > 0).all()
-    if max_fps is not None and fps > max_fps:
-        assert len(index) <= max(len(sample_times(total / fps, max_frames, max_fps)), 1)
 
 
 def _numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -100,7 +50,7 @@ def test_the_frame_on_screen_is_taken(max_frames: int) -> None:
     rng = np.random.default_rng(max_frames)
     pts = np.cumsum(rng.integers(5, 300, 60))
     data = _vfr((pts - pts[0]).tolist())
-    video = decode(data, max_frames=max_frames, max_fps=None, size=None)
+    video = decode(data, FrameSampling(max_frames), size=None)
     seconds = probe(data).seconds()
     assert np.allclose(seconds, (pts - pts[0]) / 1000, atol=1e-3)
     asked = np.clip(video.times, 1e-6, video.duration - 1e-6)
@@ -109,25 +59,23 @@ def test_the_frame_on_screen_is_taken(max_frames: int) -> None:
 
 def test_clip_times_start_at_the_clip() -> None:
     data = encode_mp4(_numbered(100), 10)
-    video = decode(data, max_frames=99, max_fps=2, size=None, start=3.0, end=5.2)
+    video = decode(data, FrameSampling(99, 2), size=None, start=3.0, end=5.2)
     assert video.times.tolist() == [0, 0.5, 1, 1.5, 2, pytest.approx(2.2)] and video.duration == pytest.approx(2.2)
     assert [_read(f) for f in video.frames] == [30, 35, 40, 45, 50, 52]
-    assert decode(data, max_frames=4, max_fps=2, size=None, start=9).duration == pytest.approx(1)
-    assert decode(data, max_frames=4, max_fps=2, size=None, end=99).duration == pytest.approx(10)
+    assert decode(data, FrameSampling(4, 2), size=None, start=9).duration == pytest.approx(1)
+    assert decode(data, FrameSampling(4, 2), size=None, end=99).duration == pytest.approx(10)
 
 
 def test_sampling_by_index_in_a_clip() -> None:
     data = encode_mp4(_numbered(100), 10)
-    options = {"max_frames": 99, "max_fps": 2, "size": None, "sampling": "transformers"}
-    video = decode(data, **options)
+    sampling = FrameSampling(99, 2, "transformers")
+    video = decode(data, sampling, size=None)
     assert video.times.tolist() == pytest.approx(np.arange(20) / 2)
     assert [_read(f) for f in video.frames] == list(range(0, 100, 5))
-    video = decode(data, start=3.0, end=5.2, **options)  # 22 frames, int(4.4) of them
+    video = decode(data, sampling, size=None, start=3.0, end=5.2)  # 22 frames, int(4.4) of them
     assert [_read(f) for f in video.frames] == [30, 35, 41, 46]
     assert video.times.tolist() == pytest.approx([0, 0.5, 1.1, 1.6]) and video.duration == pytest.approx(2.2)
-    assert [_read(f) for f in decode(data, start=9.97, **options).frames] == [99]
-    with pytest.raises(ValueError, match="sampling='best' is unknown; choose one of molmo2, transformers"):
-        decode(data, **{**options, "sampling": "best"})
+    assert [_read(f) for f in decode(data, sampling, size=None, start=9.97).frames] == [99]
 
 
 def test_a_late_first_frame_is_time_zero() -> None:
@@ -142,15 +90,15 @@ def test_a_late_first_frame_is_time_zero() -> None:
             frame.pts, frame.time_base = at, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    video = decode(file.getvalue(), max_frames=9, max_fps=2, size=None)
+    video = decode(file.getvalue(), FrameSampling(9, 2), size=None)
     assert [_read(f) for f in video.frames][:4] == [0, 5, 10, 15] and video.duration == pytest.approx(2.0, abs=0.11)
 
 
 def test_path_and_bytes_agree_and_size_resizes(tmp_path: Path) -> None:
     data = encode_mp4(_numbered(20), 8)
     (tmp_path / "a.mp4").write_bytes(data)
-    one = decode(tmp_path / "a.mp4", max_frames=6, max_fps=4, size=(30, 20))
-    two = decode(data, max_frames=6, max_fps=4, size=(30, 20))
+    one = decode(tmp_path / "a.mp4", FrameSampling(6, 4), size=(30, 20))
+    two = decode(data, FrameSampling(6, 4), size=(30, 20))
     assert one.frames.shape == (6, 30, 20, 3) and np.array_equal(one.frames, two.frames)
 
 
@@ -159,7 +107,7 @@ def test_memory_does_not_grow_with_the_video() -> None:
     still = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
     data = encode_mp4(np.broadcast_to(still, (800, *still.shape)), 25)
     tracemalloc.start()
-    decode(data, max_frames=4, max_fps=None, size=(32, 32))
+    decode(data, FrameSampling(4), size=(32, 32))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6
@@ -204,11 +152,11 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
     }
     for source, message in cases.items():
         with pytest.raises(VideoError, match=message) as caught:
-            decode(source, max_frames=4, max_fps=2, size=None)
+            decode(source, FrameSampling(4, 2), size=None)
         assert "\n" not in str(caught.value)
     for start, end in ((10, None), (5, 5), (-1, 3), (6, 2)):
         with pytest.raises(VideoError, match="the clip from .* is empty or outside of the video's 10.000 s"):
-            decode(whole, max_frames=4, max_fps=2, size=None, start=start, end=end, name="x")
+            decode(whole, FrameSampling(4, 2), size=None, start=start, end=end, name="x")
 
 
 def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
@@ -222,9 +170,9 @@ def test_a_file_shorter_than_its_header_is_refused(tmp_path: Path) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     data = Path(file).read_bytes()
-    assert decode(data, max_frames=4, max_fps=2, size=None).duration == 6
+    assert decode(data, FrameSampling(4, 2), size=None).duration == 6
     with pytest.raises(VideoError, match=r"is cut short, its header promises 6.00 s"):
-        decode(data[: len(data) * 2 // 3], max_frames=4, max_fps=2, size=None)
+        decode(data[: len(data) * 2 // 3], FrameSampling(4, 2), size=None)
 
 
 def test_sound_alone_and_pictures_alone_are_no_videos() -> None:
@@ -235,4 +183,4 @@ def test_sound_alone_and_pictures_alone_are_no_videos() -> None:
         frame.rate = 8000
         container.mux(stream.encode(frame))
     with pytest.raises(VideoError, match="holds no video stream, only audio"):
-        decode(file.getvalue(), max_frames=4, max_fps=2, size=None)
+        decode(file.getvalue(), FrameSampling(4, 2), size=None)

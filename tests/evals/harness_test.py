@@ -209,8 +209,10 @@ def test_rows_hold_the_longest_and_little_more(checkpoints: dict[str, Checkpoint
         shape = checkpoint.data.evaluation_shape(bucket.frames, fraction, bucket.length)
         room = QuestionShape(bucket.most, bucket.longest)
         groups = [[questions.asked[number] for number in group] for group in bucket.groups]
-        sampling = {"max_frames": frames, "max_fps": fps, "rows": len(groups)}
-        (batch,) = eval_batches(questions.records, checkpoint.tokenizer, shape, room, groups, **sampling)
+        sampling = checkpoint.frame_sampling(setting)
+        (batch,) = eval_batches(
+            questions.records, checkpoint.tokenizer, shape, room, groups, sampling, rows=len(groups)
+        )
         assert (batch.lengths > 0).sum() == len(questions.asked)
         unpruned = (batch.arrays["example"] >= 0).sum(1)
         count = (batch.arrays["frame_item"] >= 0).sum(1)

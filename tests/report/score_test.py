@@ -8,6 +8,7 @@ import pytest
 
 from sttts_jax.cli import score
 from sttts_jax.cli.main import run as run_command
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.video import decode, display_size
 from sttts_jax.evals.harness import Harness
@@ -79,7 +80,7 @@ def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
     task = find_task(f"jsonl:{file}")
     questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
     _, (answer,) = Harness(checkpoint, 8).run(questions, checkpoint.trained)
-    frames = decode(video, max_frames=4, max_fps=2.0, size=checkpoint.data.size).frames
+    frames = decode(video, FrameSampling(4, 2.0), size=checkpoint.data.size).frames
     keep, scores = look(checkpoint, frames, "0.5")
     assert np.array_equal(keep, unpack_mask(answer["mask"], keep.shape))
     assert scores is not None

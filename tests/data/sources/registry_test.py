@@ -8,6 +8,7 @@ import pytest
 
 from sttts_jax.data.config import Source
 from sttts_jax.data.record import RecordError
+from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.sources import registry
 from sttts_jax.data.sources.shapes_video_qa import make_clip
 from sttts_jax.data.video import decode
@@ -24,7 +25,7 @@ def test_a_built_dataset_reads_back(data_dir: str) -> None:
         assert [(m.family, m.question, m.options, m.answer, m.style) for m in record.messages] == [
             (q.family, q.question, q.options, q.answer, q.style) for q in clip.qa
         ]
-        video = decode(record.video, max_frames=28, max_fps=None, size=None)
+        video = decode(record.video, FrameSampling(28), size=None)
         assert abs(video.frames[0].astype(int) - clip.frames[0]).mean() < 6
     assert "tensorflow" not in sys.modules
 
