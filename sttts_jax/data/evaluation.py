@@ -96,11 +96,11 @@ def eval_batches(
     most = max(map(len, groups), default=0)
     if most > questions.most:
         raise ValueError(f"a group of {most} questions does not fit the {questions.most} of a row; split it")
-    reader = _Reader(records, tokenizer, shape, questions, sampling)
+    maker = _RowMaker(records, tokenizer, shape, questions, sampling)
     mine = rows // shard_count
     for first in range(0, len(groups), rows):
         own = groups[first + shard_index * mine : first + (shard_index + 1) * mine]
-        made = [reader.row(group) for group in [*own, *[()] * (mine - len(own))]]
+        made = [maker.row(group) for group in [*own, *[()] * (mine - len(own))]]
         tokens, counts = np.stack([row.questions for row in made]), np.stack([row.lengths for row in made])
         yield EvalBatch(stack([row.arrays for row in made]), tokens, counts, [row.meta for row in made])
 
@@ -117,7 +117,7 @@ class _Unfit(RecordError):
 
 
 @dataclass
-class _Reader:
+class _RowMaker:
     """Makes rows of groups. Keeps the last video, since the groups of a video follow each other."""
 
     records: Records
