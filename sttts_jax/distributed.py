@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -42,8 +42,8 @@ class DistributedConfig:
     process_id: int = -1
     timeout_s: int = 1800
 
-    def check(self) -> None:
-        """Raises ValueError on values that contradict each other."""
+    def check(self) -> Self:
+        """Itself. Raises ValueError on values that contradict each other."""
         if self.processes < -1:
             raise ValueError(f"distributed.processes={self.processes}; use 0, -1 or the number of processes")
         if self.timeout_s < 1:
@@ -60,6 +60,7 @@ class DistributedConfig:
             raise ValueError(
                 "distributed.coordinator is set but not distributed.process_id; give each process its number"
             )
+        return self
 
 
 def _detected_processes(environment: Mapping[str, str]) -> int:

@@ -8,7 +8,7 @@ step behind.
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -42,10 +42,11 @@ class CheckpointConfig:
     keep: int = 3
     best_metric: str = ""
 
-    def check(self) -> None:
-        """Raises ValueError on numbers below 1."""
+    def check(self) -> Self:
+        """Itself. Raises ValueError on numbers below 1."""
         if self.every < 1 or self.keep < 1:
             raise ValueError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1")
+        return self
 
 
 @dataclass(frozen=True)

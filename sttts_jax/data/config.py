@@ -1,7 +1,7 @@
 """Everything about the data of a run, in one frozen object."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from sttts_jax.data.sampling import RULES, FrameSampling
 from sttts_jax.data.schema import POOL, RowShape
@@ -135,7 +135,7 @@ class DataConfig:
         """The most windows that so many crops can have; tiles have fewer than global crops. Each takes a token."""
         return min(crops * -(-self.grid[0] // POOL[0]) * -(-self.grid[1] // POOL[1]), length)
 
-    def check(self) -> "DataConfig":
+    def check(self) -> Self:
         """Itself. Raises ValueError with one sentence for the first setting that cannot work."""
         if not self.sources:
             raise ValueError("data.sources is empty; name at least one, such as ('shapes_video_qa', 1.0)")

@@ -5,8 +5,9 @@ command line; `RunConfig.build` refuses keys that no section has.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax.numpy as jnp
 import ml_collections
@@ -14,6 +15,7 @@ import ml_collections
 from sttts_jax.ckpt.manager import CheckpointConfig
 from sttts_jax.data.config import DataConfig
 from sttts_jax.distributed import DistributedConfig
+from sttts_jax.mesh import axis_sizes
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import LoraConfig
 from sttts_jax.models.presets import check_keys, preset, with_overrides
@@ -63,7 +65,7 @@ class ModelConfig:
         lora = LoraConfig(self.lora_rank, float(self.lora_alpha), tuple(self.lora_targets))
         return dataclasses.replace(cfg, lora=lora).check()
 
-    def check(self) -> "ModelConfig":
+    def check(self) -> Self:
         """Raises ValueError with one sentence; returns self."""
         _ = self.vlm
         remat_policy(self.remat)
@@ -87,7 +89,7 @@ class LossConfig:
     accumulate: int = 1
     max_skipped: int = 5
 
-    def check(self) -> "LossConfig":
+    def check(self) -> Self:
         """Itself. Raises ValueError with one sentence."""
         if self.accumulate < 1 or self.max_skipped < 1 or self.z_loss < 0:
             raise ValueError("loss.accumulate and loss.max_skipped must be at least 1, and loss.z_loss not negative")
@@ -118,7 +120,7 @@ class EvaluationConfig:
         """{task: name of its accuracy among the metrics}."""
         return {task: f"eval/{task}/accuracy" for task in self.tasks}
 
-    def check(self) -> "EvaluationConfig":
+    def check(self) -> Self:
         """Itself. Raises ValueError with one sentence."""
         for name, least in (("every", 0), ("limit", 0), ("batch", 1), ("max_frames", 0)):
             if getattr(self, name) < least:
@@ -145,7 +147,7 @@ class LogConfig:
     histogram_every: int = 100
     tensorboard: bool = True
 
-    def check(self) -> "LogConfig":
+    def check(self) -> Self:
         """Itself. Raises ValueError with one sentence."""
         if self.every < 1 or self.histogram_every < 1:
             raise ValueError("log.every and log.histogram_every must be at least 1")
@@ -163,6 +165,13 @@ class WatchdogConfig:
     startup_s: float = 0.0
     step_s: float = 0.0
 
+    def check(self) -> Self:
+        """Itself. Raises ValueError with one sentence."""
+        if self.startup_s < 0 or self.step_s < 0:
+            values = f"watchdog.startup_s={self.startup_s} and watchdog.step_s={self.step_s}"
+            raise ValueError(f"{values} must not be negative; use 0 for none")
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -178,6 +187,12 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
     sequence: int = 1
+
+    def check(self) -> Self:
+        """Itself. Raises ValueError for sizes that fit no number of devices."""
+        sizes = dataclasses.asdict(self)
+        axis_sizes(sizes, math.prod(size for size in sizes.values() if size != -1))
+        return self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,20 +248,20 @@ class RunConfig:
         """Raises ValueError that names the key, before any device is touched."""
         tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
         check_keys("config", tree, [f.name for f in dataclasses.fields(cls)])
-        sections = {name: section(name, kind, tree.get(name, {})) for name, kind in SECTIONS.items() if name != "data"}
-        for part in sections.values():
-            if hasattr(part, "check"):
-                part.check()
-        data = _data(tree.get("data", {}), sections["model"], sections["pruning"])
-        run = cls(**{**{name: tree[name] for name in SCALARS if name in tree}, **sections, "data": data})
-        run.optimizer.check_steps(run.total_steps)
-        if data.rows % run.loss.accumulate:
-            raise ValueError(
-                f"data.rows={data.rows} does not divide by loss.accumulate={run.loss.accumulate}; use a multiple"
-            )
-        run._check_buckets()
-        run._check_best_metric()
-        return run
+        kinds = {name: kind for name, kind in SECTIONS.items() if name != "data"}
+        sections = {name: section(name, kind, tree.get(name, {})).check() for name, kind in kinds.items()}
+        sections["data"] = _data(tree.get("data", {}), sections["model"], sections["pruning"])
+        return cls(**sections, **{name: tree[name] for name in SCALARS if name in tree}).check()
+
+    def check(self) -> Self:
+        """Itself, whose sections are right, each by itself. Raises ValueError where they do not go together."""
+        self.optimizer.check_steps(self.total_steps)
+        rows, parts = self.data.rows, self.loss.accumulate
+        if rows % parts:
+            raise ValueError(f"data.rows={rows} does not divide by loss.accumulate={parts}; use a multiple")
+        self._check_buckets()
+        self._check_best_metric()
+        return self
 
     def _check_buckets(self) -> None:
         for fraction in self.pruning.fractions:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ class OptimizerConfig:
         """{group: peak learning rate}."""
         return {"llm": self.llm_lr, "vit": self.vit_lr, "connector": self.connector_lr, "scorer": self.scorer_lr}
 
-    def check(self) -> "OptimizerConfig":
+    def check(self) -> Self:
         """Itself. Raises ValueError on numbers out of range and on what is no regex."""
         for name in ("llm_lr", "vit_lr", "connector_lr", "scorer_lr", "warmup", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:

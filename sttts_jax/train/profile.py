@@ -1,7 +1,7 @@
 """A profiler trace of a window of steps, chosen by config."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -19,10 +19,11 @@ class ProfileConfig:
     first: int = 10
     steps: int = 0
 
-    def check(self) -> None:
-        """Raises ValueError on a window that cannot be."""
+    def check(self) -> Self:
+        """Itself. Raises ValueError on a window that cannot be."""
         if self.first < 1 or self.steps < 0:
             raise ValueError(f"profile.first={self.first} must be at least 1 and profile.steps={self.steps} at least 0")
+        return self
 
 
 class ProfileWindow:
