@@ -113,7 +113,7 @@ def test_64_frames_have_the_text_of_the_paper() -> None:
 def test_several_shares_are_buckets_of_one_run() -> None:
     run = _run("molmo2_4b_stts", "k=0.3/0.5,frames=128")
     assert run.pruning.fractions == ("0.3", "0.5") and run.pruning.fraction == "0.3"
-    assert [part.pruning.drops for part in run.buckets] == ["0.3", "0.5"]
+    assert [part.pruning.removed for part in run.buckets] == ["0.3", "0.5"]
     table = describe(run).splitlines()[3:]
     assert [line[:8].strip() for line in table] == ["unpruned", "k = 0.3", "k = 0.5"]
     assert row_length(128, "0.3", 81) == run.data.row_length

@@ -26,13 +26,12 @@ from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
 from sttts_jax.models.vit import Vit
-from sttts_jax.models.vlm import Vlm
+from sttts_jax.models.vlm import Vlm, frame_rows
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.paths import PathLike, write_json
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.pruning.frame_rows import FrameRows
 
 PARTS = ("vit", "connector", "llm", "whole")
 UNPRUNED = PruneConfig(method="none")
@@ -85,7 +84,7 @@ class Case:
     @property
     def grid(self) -> CellGrid:
         """Cells of a frame."""
-        return CellGrid(self.cfg.vit.grid, self.cfg.vit.cell)
+        return self.cfg.vit.cell_grid
 
     @property
     def tokens(self) -> int:
@@ -108,7 +107,7 @@ class Ours:
         """{part: (function, arguments)}; outputs as `TorchMolmo2.call` gives them, but patches window-major."""
         cfg, batch, attention = self.case.cfg, self.batch, self.case.attention
         kept = self.case.frames * cfg.vit.cells
-        rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+        rows = frame_rows(batch)
         filled = self.case.grid.filled
         valid = None if filled is None else jnp.tile(jnp.asarray(filled), (1, self.case.frames, 1))
         rule = RowRule.of(batch["vision"], batch["example"], batch["segment"])

@@ -26,9 +26,9 @@ from sttts_jax.bench.scopes import Shapes
 from sttts_jax.bench.timing import GIB
 from sttts_jax.bench.traffic import free_calls, hbm_bytes
 from sttts_jax.models.presets import preset
-from sttts_jax.models.vit import survivors, whole_frames
 from sttts_jax.models.vit_block import Block
 from sttts_jax.paths import PathLike, write_json
+from sttts_jax.pruning.layout import survivors, whole_frames
 from sttts_jax.pruning.select import select_cells
 
 # The smallest slice of each chip: topology, and the name that libtpu knows it by.

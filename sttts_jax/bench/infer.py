@@ -98,7 +98,7 @@ def run(
     plans = []
     for frames, other in zip(settings.frames, baseline_frames, strict=True):
         load, unpruned = (settings.load(vlm, n, 1, text, "none") for n in (frames, other))
-        draws = settings.draws(frames, vlm.vit.cell_grid)
+        draws = settings.draws(frames, vlm.vit.cell_grid.shape)
         shared = settings.fractions, settings.packings, whats, tokens, draws, settings.rounds
         plans.append(InferPlan(unpruned, load, *shared))
     load = plans[0].load
@@ -140,7 +140,7 @@ def measure(plan: InferPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], 
 def fresh_params(load: Load) -> Any:
     """Weights in the compute dtype, as they are served, of a model with a scorer."""
     some = Fraction(1, 2)
-    model = load.model(some, "staircase", steered=False)
+    model = load.model(some, "staircase")
 
     def make(key: jax.Array) -> Any:
         params = nn.unbox(init_params(model, load.shape(some), key))

@@ -85,7 +85,7 @@ def _plans(
     plans = []
     for frames in settings.frames:
         shapes = Shapes(vit, frames, settings.batch, settings.compute_dtype, remat, settings.seed, kernels)
-        draws = settings.draws(frames, vit.cell_grid)
+        draws = settings.draws(frames, vit.cell_grid.shape)
         plans.append(PruningPlan(scope, shapes, settings.fractions, settings.packings, passes, draws, settings.rounds))
     return plans
 

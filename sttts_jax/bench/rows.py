@@ -1,12 +1,9 @@
 """Rows of a whole model: what is in a batch of them, what they cost, and whose scores decide what is kept."""
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +11,7 @@ import numpy as np
 from sttts_jax.data.schema import RowShape, full_rows
 from sttts_jax.models import flops
 from sttts_jax.models.config import VlmConfig
-from sttts_jax.models.vit import Vit
-from sttts_jax.models.vlm import Batch, Prefix, Vlm
+from sttts_jax.models.vlm import Vlm
 from sttts_jax.pruning.budget import as_fraction, n_kept
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
@@ -61,11 +57,10 @@ class Load:
             return PruneConfig(method="none")
         return PruneConfig(fraction=_decimal(fraction), packing=packing).check()
 
-    def model(self, fraction: Fraction, packing: str, steered: bool = True) -> Vlm:
-        """The model of the bucket; `steered`: one that prunes reads `scores` of the batch."""
-        shape, kind = self.shape(fraction), SteeredVlm if fraction and steered else Vlm
-        prune = self.prune(fraction, packing)
-        return kind(self.vlm, prune, shape.kept, shape.length, self.dtype, self.remat, self.attention)
+    def model(self, fraction: Fraction, packing: str) -> Vlm:
+        """The model of the bucket; `scores` of a batch decide what it keeps."""
+        shape, prune = self.shape(fraction), self.prune(fraction, packing)
+        return Vlm(self.vlm, prune, shape.kept, shape.length, self.dtype, self.remat, self.attention)
 
     def arrays(self, fraction: Fraction) -> dict[str, np.ndarray]:
         """A batch of the data contract without padding: noise for pixels and words, a sample's cells before its text.
@@ -104,23 +99,6 @@ class Load:
             )
             for row in ([None] * self.batch if counts is None else counts)
         ]
-
-
-class SteeredVlm(Vlm):
-    """The model, its selection led by `scores` [B, F, C] of the batch; scorer, bias and losses do their work."""
-
-    def prefix(self, batch: Batch, rng: jax.Array | None = None) -> Prefix:
-        with _steered(batch["scores"]):
-            return super().prefix(batch, rng)
-
-
-def _steered(scores: jax.Array) -> contextlib.AbstractContextManager[None]:
-    def intercept(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, Vit) and context.method_name == "_scores":
-            return scores
-        return run(*args, **kwargs)
-
-    return nn.intercept_methods(intercept)
 
 
 def _decimal(fraction: Fraction) -> str:

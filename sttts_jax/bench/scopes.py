@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sttts_jax.models.config import VitConfig
-from sttts_jax.models.vit import Vit, VitOutput, cuts, stack_name, survivors, whole_frames
+from sttts_jax.models.config import VitConfig, cuts, stack_name
+from sttts_jax.models.vit import Vit, VitOutput
 from sttts_jax.models.vit_block import Block
 from sttts_jax.pruning.aux_loss import temporal_loss
 from sttts_jax.pruning.bins import BinLayout, bin_layout, ladder, plan_bins
@@ -24,7 +24,7 @@ from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
-from sttts_jax.pruning.pack import FrameLayout
+from sttts_jax.pruning.layout import WholeFrames, survivors, whole_frames
 from sttts_jax.pruning.select import Kept, select_cells
 
 Function = Callable[..., Any]
@@ -52,12 +52,7 @@ class Shapes:
     @property
     def grid(self) -> CellGrid:
         """Cells of a frame."""
-        return CellGrid(self.vit.grid, self.vit.cell)
-
-    @property
-    def middle(self) -> int:
-        """First block after the drop."""
-        return self.vit.prune_after + 2
+        return self.vit.cell_grid
 
     def capacity(self, fraction: Fraction) -> int:
         """K."""
@@ -107,7 +102,7 @@ class Layer:
         self.block = Block(shapes.vit, shapes.dtype)
         self.x = shapes.normal(shapes.vit.width)
         init = jax.jit(self.block.init)
-        self.params = nn.unbox(init(jax.random.key(shapes.seed), self.x[:1, :1], FrameLayout(None)))["params"]
+        self.params = nn.unbox(init(jax.random.key(shapes.seed), self.x[:1, :1], WholeFrames()))["params"]
         self.whole = whole_frames(shapes.grid, self.x.shape, shapes.attention)
 
     def _forward(self, params: Any, x: jax.Array, layout: Any) -> jax.Array:
@@ -148,7 +143,7 @@ class Tail:
         self.shapes = shapes
         self.x = shapes.normal(shapes.vit.width)
         params = _vit_params(shapes, PruneConfig(method="none"))
-        stacks = [stack_name(first, end) for first, end in cuts(shapes.vit) if first >= shapes.middle]
+        stacks = [stack_name(first, end) for first, end in cuts(shapes.vit) if first >= shapes.vit.head_layers]
         self.params = {name: params[name] for name in stacks}
         # The module reads its position embedding whatever runs; the tail adds none.
         self.unused = {"position_embedding": jnp.zeros_like(params["position_embedding"])}
@@ -157,14 +152,10 @@ class Tail:
         return _vit(self.shapes, prune)
 
     def _full(self, params: Any, x: jax.Array) -> Any:
-        return self._vit(PruneConfig(method="none")).apply(
-            {"params": {**params, **self.unused}}, x, method=functools.partial(_blocks, start=self.shapes.middle)
-        )
+        return self._vit(PruneConfig(method="none")).apply({"params": {**params, **self.unused}}, x, method=_all_blocks)
 
     def _pruned(self, params: Any, x: jax.Array, kept: Kept, *, prune: PruneConfig) -> Any:
-        return self._vit(prune).apply(
-            {"params": {**params, **self.unused}}, x, kept, self.shapes.middle, method=_pruned_blocks
-        )
+        return self._vit(prune).apply({"params": {**params, **self.unused}}, x, kept, method=_pruned_blocks)
 
     def baseline(self, train: bool) -> tuple[Function, Args]:
         return _passed(self._full, train), (self.params, self.x)
@@ -176,27 +167,19 @@ class Tail:
         return self.params, self.x, self.shapes.keep(scores, fraction)
 
 
-def _blocks(vit: Vit, x: jax.Array, start: int) -> dict[int, jax.Array]:
-    """All blocks from `start` on whole frames: features by layer."""
+def _all_blocks(vit: Vit, x: jax.Array) -> dict[int, jax.Array]:
+    """The blocks after the drop on whole frames: features by layer."""
     whole = whole_frames(vit.grid, x.shape, vit.attention)
-    return vit._run(whole.pack(x), {}, whole, start, vit.cfg.layers)[1]
+    return vit.run_blocks(whole.pack(x), whole, vit.cfg.head_layers, vit.cfg.layers)[1]
 
 
-def _pruned_blocks(vit: Vit, x: jax.Array, kept: Kept, start: int) -> dict[int, jax.Array]:
-    """Packing and all blocks from `start` on survivors: features by layer."""
-    return vit._tail(x, kept, whole_frames(vit.grid, x.shape, vit.attention), start)
+def _pruned_blocks(vit: Vit, x: jax.Array, kept: Kept) -> dict[int, jax.Array]:
+    """Packing and the blocks after the drop on survivors: features by layer."""
+    return vit.run_survivors(x, kept, whole_frames(vit.grid, x.shape, vit.attention))
 
 
-def _vit(shapes: Shapes, prune: PruneConfig, kind: type[Vit] = Vit) -> Vit:
-    return kind(shapes.vit, prune, shapes.dtype, shapes.remat, shapes.attention)
-
-
-class _Steered(Vit):
-    """The ViT, its selection led by given scores in the place of the random key; scorer and bias do their work."""
-
-    def _scores(self, logits: Any, scored: jax.Array, rows: FrameRows, rng: jax.Array | None) -> jax.Array:
-        assert rng is not None
-        return rng
+def _vit(shapes: Shapes, prune: PruneConfig) -> Vit:
+    return Vit(shapes.vit, prune, shapes.dtype, shapes.remat, shapes.attention)
 
 
 class Tower:
@@ -216,8 +199,7 @@ class Tower:
     def _pruned(
         self, params: Any, patches: jax.Array, rows: FrameRows, scores: jax.Array, *, prune: PruneConfig, capacity: int
     ) -> VitOutput:
-        vit = _vit(self.shapes, prune, _Steered)
-        return vit.apply({"params": params}, patches, rows, capacity, scores)
+        return _vit(self.shapes, prune).apply({"params": params}, patches, rows, capacity, scores=scores)
 
     def _passed(self, forward: Function, train: bool, weight: float) -> Function:
         if not train:

@@ -106,7 +106,7 @@ def run(
     plans = []
     for frames in settings.frames:
         load = settings.load(vlm, frames, videos, text, remat)
-        draws = settings.draws(frames, vlm.vit.cell_grid, videos)
+        draws = settings.draws(frames, vlm.vit.cell_grid.shape, videos)
         plans.append(TrainPlan(load, settings.fractions, settings.packings, draws, settings.rounds))
     load = plans[0].load
     check_state(load)
@@ -165,7 +165,7 @@ class _Bench:
 
 def fresh(load: Load, fraction: Fraction) -> Carried:
     """Weights and moments on the device, float32, for a model that prunes at any fraction and for the unpruned one."""
-    model, (_, optimizer) = load.model(fraction, "staircase", steered=False), _boxed(load, fraction)
+    model, (_, optimizer) = load.model(fraction, "staircase"), _boxed(load, fraction)
 
     def make(key: jax.Array) -> TrainState:
         params = nn.unbox(init_params(model, load.shape(fraction), key))
@@ -177,5 +177,5 @@ def fresh(load: Load, fraction: Fraction) -> Carried:
 
 def _boxed(load: Load, fraction: Fraction) -> tuple[Any, Optimizer]:
     """(abstract state, optimizer) of a model with or without a scorer."""
-    model = load.model(fraction, "staircase", steered=False)
+    model = load.model(fraction, "staircase")
     return boxed_state(OptimizerConfig(), TOTAL_STEPS, model, load.shape(fraction))

@@ -19,7 +19,7 @@ from sttts_jax.convert.disk import check_room, check_target, copy_files, side_fi
 from sttts_jax.convert.import_plan import ImportPlan, plan_backbones, plan_molmo2, write_plan
 from sttts_jax.data.tokenizer import ADDED_TOKENS, USED, Tokenizer
 from sttts_jax.models.config import VlmConfig
-from sttts_jax.models.presets import overrides_of
+from sttts_jax.models.overrides import overrides_of
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.train.config import RunConfig, defaults
 from sttts_jax.trees import flatten_mapping

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sttts_jax.convert.piece import Piece, convolution, linear, plain
-from sttts_jax.models.config import VitConfig, VlmConfig
-from sttts_jax.models.vit import cuts, stack_name
+from sttts_jax.models.config import VitConfig, VlmConfig, cuts, stack_name
 
 CHANNELS = 3
 

@@ -74,16 +74,15 @@ class Checkpoint:
     @property
     def trained(self) -> Setting:
         """The setting of the training."""
-        return Setting(self.pruning.drops, self.data.max_frames, self.data.max_fps)
+        return Setting(self.pruning.removed, self.data.max_frames, self.data.max_fps)
 
     def setting(
         self, fraction: str | float | None = None, max_frames: int | None = None, max_fps: float | None = None
     ) -> Setting:
         """The trained setting with changes. A method that drops nothing stays at fraction 0. Raises ValueError."""
         usual = self.trained
-        keeps_all = self.pruning.method in ("none", "soft_only")
         return Setting(
-            usual.fraction if fraction is None or keeps_all else canonical_fraction(fraction),
+            canonical_fraction(fraction) if fraction is not None and self.pruning.removes else usual.fraction,
             usual.max_frames if max_frames is None else max_frames,
             usual.max_fps if max_fps is None else max_fps,
         )

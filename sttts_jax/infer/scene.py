@@ -176,7 +176,7 @@ class Scene:
         if not self.frames:
             return
         mine = slice(sum(self.prefix.crops), self.prefix.pictures)  # the video's frames come after the crops
-        grid = (self.frames, *self.checkpoint.vlm.vit.cell_grid)
+        grid = (self.frames, *self.checkpoint.vlm.vit.cell_grid.shape)
         self.keep = np.asarray(prefix.kept[0, mine]).reshape(grid)  # [F, C] -> [F, gh, gw]
         self.scores = None if prefix.scores is None else np.asarray(prefix.scores[0, mine]).reshape(grid)
 

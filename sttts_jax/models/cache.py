@@ -43,10 +43,6 @@ class KvCache:
         """bool [B, Smax], slots that hold a token."""
         return self.rule.example >= 0
 
-    def next_rule(self) -> RowRule:
-        """The rule [B, 1] of a text token that continues example 0 of each row: it sees every token of it."""
-        return self.branch_rule(jnp.ones((self.rule.example.shape[0], 1, 1), bool))
-
     def branch_rule(self, valid: jax.Array) -> RowRule:
         """The rule [B, Q * T] of text tokens that continue example 0 of each row in Q branches; valid bool [B, Q, T].
 

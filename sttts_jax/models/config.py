@@ -5,6 +5,7 @@ import math
 from typing import Literal, Self
 
 from sttts_jax.models.lora import LoraConfig
+from sttts_jax.pruning.cells import CellGrid
 
 PositiveFields = tuple[str, ...]
 
@@ -41,24 +42,29 @@ class VitConfig:
         return self.grid[0] * self.patch, self.grid[1] * self.patch
 
     @property
-    def patches(self) -> int:
-        """N, patches of a frame."""
-        return self.grid[0] * self.grid[1]
+    def cell_grid(self) -> CellGrid:
+        """Where the patches and cells of a frame lie."""
+        return CellGrid(self.grid, self.cell)
 
     @property
-    def cell_grid(self) -> tuple[int, int]:
-        """Cells per column and per row of a frame; a ragged last cell counts."""
-        return -(-self.grid[0] // self.cell[0]), -(-self.grid[1] // self.cell[1])
+    def patches(self) -> int:
+        """N, patches of a frame."""
+        return self.cell_grid.patches
 
     @property
     def cells(self) -> int:
         """C, cells of a frame."""
-        return self.cell_grid[0] * self.cell_grid[1]
+        return self.cell_grid.cells
 
     @property
     def window(self) -> int:
         """W, patches of a cell."""
-        return self.cell[0] * self.cell[1]
+        return self.cell_grid.window
+
+    @property
+    def head_layers(self) -> int:
+        """Blocks that see all patches: those up to the scorer, and the biased one. The drop follows."""
+        return self.prune_after + 2
 
     @property
     def feature_width(self) -> int:

@@ -54,10 +54,9 @@ def vit_flops(cfg: VitConfig, frames: int, kept_cells: Sequence[float] | None) -
     embedding = patch_embedding_flops(cfg, frames)
     if kept_cells is None:
         return embedding + cfg.layers * full, 0.0, 0.0
-    head_layers = cfg.prune_after + 2
     patches = np.asarray(kept_cells, np.float64) * cfg.window
     tail = vit_block_flops(cfg, float(patches.sum()), float(np.square(patches).sum()))
-    return embedding + head_layers * full, scorer_flops(cfg, frames), (cfg.layers - head_layers) * tail
+    return embedding + cfg.head_layers * full, scorer_flops(cfg, frames), (cfg.layers - cfg.head_layers) * tail
 
 
 def scorer_flops(cfg: VitConfig, frames: int) -> float:
@@ -95,22 +94,6 @@ def example_pairs(tokens: int, vision: int = 0) -> int:
     return (tokens * (tokens + 1) + vision * (vision - 1)) // 2
 
 
-def row_pairs(vision: np.ndarray, example: np.ndarray, segment: np.ndarray) -> int:
-    """Allowed pairs of one packed row [S], as `ops.attention.row_rule.mask_rows` counts, without an S x S array."""
-    total = 0
-    for e in np.unique(example[example >= 0]):
-        at = np.flatnonzero(example == e)
-        seg = segment[at]
-        kinds = np.unique(seg)
-        for seg_q in kinds:
-            for seg_k in kinds[kinds >= seg_q]:
-                q, k = at[seg == seg_q], at[seg == seg_k]
-                total += int(np.searchsorted(k, q, side="right").sum())
-                q, k = q[vision[q]], k[vision[k]]
-                total += int((len(k) - np.searchsorted(k, q, side="right")).sum())
-    return total
-
-
 def row_flops(
     cfg: VlmConfig,
     *,
@@ -123,7 +106,7 @@ def row_flops(
     """Forward FLOPs of one packed row.
 
     frames: real frames; kept_cells: survivors of each frame (None: no pruning); tokens: real tokens of the row after
-    pruning; pairs: from `row_pairs` or `example_pairs`; loss_tokens: positions that go through the head.
+    pruning; pairs: from `example_pairs`; loss_tokens: positions that go through the head.
     """
     windows = frames * cfg.vit.cells if kept_cells is None else float(np.sum(kept_cells))
     head, scorer, tail = vit_flops(cfg.vit, frames, kept_cells)

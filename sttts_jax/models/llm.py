@@ -129,8 +129,7 @@ class Llm(nn.Module):
     `blocks`, each with a leading L: q [E, H, d], kv [E, 2, Hkv, d], out [H, d, E], q_norm and k_norm ([d], or [H, d]
     and [Hkv, d] for qk_norm "full"), gate_up [E, 2, M], down [M, E], attn_norm and mlp_norm [E]; and what `lora` adds.
 
-    `dtype` is the compute dtype, `remat` a name of `ops.remat`, `attention` and `query_block` go to `plan_rows`;
-    `scan=False` unrolls the layers over the same stacked parameters.
+    `dtype` is the compute dtype, `remat` a name of `ops.remat`, `attention` and `query_block` go to `plan_rows`.
     """
 
     cfg: LlmConfig
@@ -138,7 +137,6 @@ class Llm(nn.Module):
     remat: str = "none"
     attention: str = "xla"
     query_block: int = 512
-    scan: bool = True
     lora: LoraConfig | None = None
 
     def setup(self) -> None:
@@ -156,14 +154,13 @@ class Llm(nn.Module):
             self.head = param("head", rows(c.width**-0.5), (c.vocab, c.width), table)
         block, policy = LlmBlock, remat_policy(self.remat)
         if policy is not None:
-            block = nn.remat(block, policy=policy, prevent_cse=not self.scan, static_argnums=(6,))
+            block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(6,))
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
-            unroll=1 if self.scan else c.layers,
             metadata_params={nn.PARTITION_NAME: dims.LAYERS},
         )(c, self.dtype, Adapters(self.lora, "llm/blocks"))
 

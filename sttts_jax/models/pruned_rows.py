@@ -44,32 +44,32 @@ def prune_rows(batch: dict[str, jax.Array], kept: Kept, length: int, positions: 
 
 
 def _prune_row(row: dict[str, jax.Array], kept: Kept, length: int, positions: str, extra: int) -> PrunedRows:
-    cells, capacity = kept.inverse.shape[0], kept.ids.shape[0]
-    visual_rows = capacity + extra
-    unpruned = row["tokens"].shape[0]
+    cells, capacity = kept.inverse.shape[0], kept.ids.shape[0]  # F*C, K
+    visual_rows = capacity + extra  # X
+    unpruned = row["tokens"].shape[0]  # U
     # Visual row of every token before the drop: kept cells, then image windows; dropped cells and text have none.
-    cell = row["cells"]
-    stream = jnp.take(kept.inverse, jnp.clip(cell, 0, cells - 1))
-    visual = jnp.where(
-        cell >= cells, capacity + cell - cells, jnp.where((cell >= 0) & (stream < capacity), stream, visual_rows)
-    )
-    real = row["example"] >= 0
-    alive = real & ((cell < 0) | (visual < visual_rows))
+    cell = row["cells"]  # [U]
+    stream = jnp.take(kept.inverse, jnp.clip(cell, 0, cells - 1))  # [U]
+    of_video = jnp.where((cell >= 0) & (stream < capacity), stream, visual_rows)  # [U]
+    visual = jnp.where(cell >= cells, capacity + cell - cells, of_video)  # [U]
+    real = row["example"] >= 0  # [U]
+    alive = real & ((cell < 0) | (visual < visual_rows))  # [U]
 
-    place = jnp.sort(jnp.where(alive, jnp.arange(unpruned, dtype=jnp.int32), unpruned))[:length]
+    place = jnp.sort(jnp.where(alive, jnp.arange(unpruned, dtype=jnp.int32), unpruned))[:length]  # [S], U for padding
 
     def take(x: jax.Array, fill: int) -> jax.Array:
-        return jnp.take(x, place, mode="fill", fill_value=fill)
+        return jnp.take(x, place, mode="fill", fill_value=fill)  # [U] -> [S]
 
-    position = row["position"]
+    position = row["position"]  # [U]
     if positions == "dense":
         position = position - _dropped_before(real & ~alive, row["example"])
     example, visual = take(row["example"], -1), take(visual, visual_rows)
     rule = RowRule.of(take(row["vision"], False), example, take(row["segment"], -1))
-    owner, token = jax.lax.sort((visual, jnp.arange(length, dtype=jnp.int32)), num_keys=1)
-    start = jnp.searchsorted(owner, jnp.arange(visual_rows, dtype=jnp.int32))
-    found = jnp.take(owner, start, mode="fill", fill_value=-1) == jnp.arange(visual_rows)
-    inverse = jnp.where(found, jnp.take(token, start, mode="clip"), length)
+    # The inverse of `visual`, without a scatter: tokens sorted by visual row, and where each row's stands among them.
+    owner, token = jax.lax.sort((visual, jnp.arange(length, dtype=jnp.int32)), num_keys=1)  # [S] each
+    start = jnp.searchsorted(owner, jnp.arange(visual_rows, dtype=jnp.int32))  # [X]
+    found = jnp.take(owner, start, mode="fill", fill_value=-1) == jnp.arange(visual_rows)  # [X]
+    inverse = jnp.where(found, jnp.take(token, start, mode="clip"), length)  # [X]
     return PrunedRows(
         take(row["tokens"], 0),
         take(row["targets"], 0),
@@ -82,11 +82,11 @@ def _prune_row(row: dict[str, jax.Array], kept: Kept, length: int, positions: st
 
 
 def _dropped_before(dropped: jax.Array, example: jax.Array) -> jax.Array:
-    """Dropped tokens of the same example before each token.
+    """int32 [U]: dropped tokens of the same example before each token; `dropped` bool and `example` int32 [U].
 
     Cells stand in the prefix of a message tree, so every branch closes up alike.
     """
-    total = jnp.cumsum(dropped, dtype=jnp.int32)
-    before = total - dropped
-    start = jnp.diff(example, prepend=-2) != 0
+    total = jnp.cumsum(dropped, dtype=jnp.int32)  # [U]
+    before = total - dropped  # [U], of all examples
+    start = jnp.diff(example, prepend=-2) != 0  # [U], the first token of each example
     return before - jax.lax.cummax(jnp.where(start, before, 0))

@@ -20,25 +20,19 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax import dims
-from sttts_jax.models.config import VitConfig
-from sttts_jax.models.config import cuts as cuts
-from sttts_jax.models.config import stack_name as stack_name
+from sttts_jax.models.config import VitConfig, cuts, stack_name
 from sttts_jax.models.lora import Adapters, LoraConfig
-from sttts_jax.models.vit_block import Block, Layout, dense
-from sttts_jax.ops.attention.kernels import STREAM_KERNELS
+from sttts_jax.models.vit_block import Block, dense
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning import baselines
 from sttts_jax.pruning.bias import soft_bias
 from sttts_jax.pruning.bins import switch_bins
 from sttts_jax.pruning.budget import as_fraction
-from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
-from sttts_jax.pruning.pack import FrameLayout, pack_cells
-from sttts_jax.pruning.ragged import frame_plan, ragged_layout
+from sttts_jax.pruning.layout import Attends, FlatFrames, Layout, Undropped, WholeFrames, survivors, whole_frames
 from sttts_jax.pruning.scorer import Scorer
 from sttts_jax.pruning.select import Kept, select_cells
-from sttts_jax.pruning.staircase import stream_layout
 
 
 class VitOutput(NamedTuple):
@@ -49,21 +43,6 @@ class VitOutput(NamedTuple):
     kept: Kept
     logits: jax.Array | None
     scored: jax.Array
-
-
-def whole_frames(grid: CellGrid, shape: tuple[int, ...], attention: str) -> FrameLayout:
-    """What blocks on all patches [B, F, C, W, D] run on, with the kernels `attention`; no survivors are known yet."""
-    if attention in STREAM_KERNELS:
-        return FrameLayout(None, plan=frame_plan(grid, shape[0], shape[1], kernels=attention), shape=shape[1:4])
-    key_mask = None if grid.filled is None else jnp.asarray(grid.filled)
-    return FrameLayout(None, key_mask=key_mask, kernels=attention)
-
-
-def survivors(grid: CellGrid, kept: Kept, attention: str) -> Layout:
-    """What blocks after the drop run on, with the kernels `attention`: the stream without padding."""
-    if attention in STREAM_KERNELS:
-        return ragged_layout(kept, grid.window, grid.filled, kernels=attention)
-    return stream_layout(kept, grid.filled, kernels=attention)
 
 
 class Vit(nn.Module):
@@ -81,7 +60,7 @@ class Vit(nn.Module):
 
     def setup(self) -> None:
         c = self.cfg
-        self.grid = CellGrid(c.grid, c.cell)
+        self.grid = c.cell_grid
         # A model that starts from nothing should see what and where from the first step. Pixels are small (about 0.3)
         # and alike within a patch: with a gain of 6 their embedding is of the size of the positions, about one.
         position = nn.with_logical_partitioning(nn.initializers.normal(1.0), (dims.POSITION, dims.EMBED))
@@ -90,7 +69,7 @@ class Vit(nn.Module):
         self.position_embedding = self.param("position_embedding", position, (self.grid.patches, c.width))
         for first, end in cuts(c):
             setattr(self, stack_name(first, end), self._stack(stack_name(first, end), end - first))
-        if self.prune.scores:
+        if self.prune.has_scorer:
             self.scorer = Scorer(c.heads, c.head_dim, c.mlp, self.prune.across_items, self.dtype)
 
     def _stack(self, name: str, length: int) -> nn.Module:
@@ -106,34 +85,84 @@ class Vit(nn.Module):
         )
         return scanned(self.cfg, self.dtype, Adapters(self.lora, f"vit/{name}"))
 
-    def __call__(self, patches: jax.Array, rows: FrameRows, capacity: int, rng: jax.Array | None = None) -> VitOutput:
-        """patches [B, F, C, W, P] normalised, window-major; rows [B, F]; `capacity` K; `rng` only for "random"."""
-        x = self._embed(patches)
-        whole = whole_frames(self.grid, x.shape, self.attention)
-        x, taps = self._run(whole.pack(x), {}, whole, 0, self.cfg.prune_after + 1)
-        scored = self._fill(whole.unpack(x))
-        logits = self.scorer(scored, rows) if self.prune.scores else None
+    def __call__(
+        self,
+        patches: jax.Array,
+        rows: FrameRows,
+        capacity: int,
+        rng: jax.Array | None = None,
+        scores: jax.Array | None = None,
+    ) -> VitOutput:
+        """patches [B, F, C, W, P] normalised, window-major; rows [B, F]; `capacity` K; `rng` only for "random".
 
-        bias = None if logits is None else soft_bias(logits, rows, self.grid, self.prune.rescale)
-        middle = self.cfg.prune_after + 2
-        x, taps = self._run(x, taps, dataclasses.replace(whole, key_bias=bias), self.cfg.prune_after + 1, middle)
+        scores float32 [B, F, C], if given, rank the cells in the place of the method's; scorer and bias do their work.
+        """
+        whole = whole_frames(self.grid, patches.shape, self.attention)
+        biased, after = self.cfg.prune_after + 1, self.cfg.head_layers
+        x, taps = self.run_blocks(whole.pack(self._embed(patches)), whole, 0, biased)
+        scored = self._fill(whole.unpack(x))  # [B, F, C, W, D]
+        logits = self.scorer(scored, rows) if self.prune.has_scorer else None  # [B, F, C]
 
-        scores = self._scores(logits, scored, rows, rng)
-        kept = select_cells(jax.lax.stop_gradient(scores), rows, as_fraction(self.prune.drops), capacity)
-        taps = {layer: pack_cells(whole.unpack(tap), kept) for layer, tap in taps.items()}
-        taps |= self._tail(whole.unpack(x), kept, whole, middle)
-        return VitOutput(jnp.concatenate([taps[i] for i in self.cfg.feature_layers], axis=-1), kept, logits, scored)
+        bias = None if logits is None else soft_bias(logits, rows, self.grid, self.prune.rescale)  # [B, F, C]
+        x, more = self.run_blocks(x, dataclasses.replace(whole, key_bias=bias), biased, after)
+
+        ranking = self._rank(logits, scored, rows, rng) if scores is None else scores  # [B, F, C]
+        kept = select_cells(jax.lax.stop_gradient(ranking), rows, as_fraction(self.prune.removed), capacity)
+        undropped = Undropped(whole, kept)
+        features = {layer: undropped.stream(tap) for layer, tap in (taps | more).items()}  # [B, K, W, D] each
+        features |= self.run_survivors(whole.unpack(x), kept, whole)
+        return VitOutput(jnp.concatenate([features[i] for i in self.cfg.feature_layers], axis=-1), kept, logits, scored)
+
+    def run_blocks(
+        self, x: jax.Array, layout: Attends, start: int, stop: int
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """Blocks start .. stop - 1 on the tokens [tokens.., D] of a layout; none follow the last feature layer.
+
+        Gives the tokens after them, and those after each feature layer among them, by layer. Raises ValueError for a
+        start or stop inside of a stack.
+        """
+        inside = {start, stop} - {edge for cut in cuts(self.cfg) for edge in cut}
+        if inside:
+            raise ValueError(f"blocks {start} to {stop} cut a stack in two; the stacks are {cuts(self.cfg)}")
+        taps = {}
+        for first, end in cuts(self.cfg):
+            if start <= first < stop and first <= max(self.cfg.feature_layers):
+                x, _ = getattr(self, stack_name(first, end))(x, layout)
+                if end - 1 in self.cfg.feature_layers:
+                    taps[end - 1] = x
+        return x, taps
+
+    def run_survivors(self, x: jax.Array, kept: Kept, whole: WholeFrames | FlatFrames) -> dict[int, jax.Array]:
+        """Packing and the blocks after the drop: x [B, F, C, W, D] -> [B, K, W, D] after each feature layer, by layer.
+
+        Where nothing is removed, the blocks run on `whole`.
+        """
+        if as_fraction(self.prune.removed) == 0:
+            return self._run_on(Undropped(whole, kept), x)
+        if self.prune.packing == "staircase":
+            return self._run_on(survivors(self.grid, kept, self.attention), x)
+        rung, layouts = switch_bins(kept, self.prune.refill, self.grid.filled)
+        if self.is_initializing():
+            return self._run_on(layouts[-1](), x)
+        branches = [lambda vit, x, layout=layout: vit._run_on(layout(), x) for layout in layouts]
+        return nn.switch(rung, branches, self, x)
+
+    def _run_on(self, layout: Layout, x: jax.Array) -> dict[int, jax.Array]:
+        _, taps = self.run_blocks(layout.pack(x), layout, self.cfg.head_layers, self.cfg.layers)
+        return {layer: layout.stream(tap) for layer, tap in taps.items()}
 
     def _embed(self, patches: jax.Array) -> jax.Array:
-        position = self.grid.to_cells(jnp.asarray(self.position_embedding))
-        x = self.patch_embedding(patches.astype(self.dtype)) + position.astype(self.dtype)
+        position = self.grid.to_cells(jnp.asarray(self.position_embedding))  # [C, W, D]
+        x = self.patch_embedding(patches.astype(self.dtype)) + position.astype(self.dtype)  # [B, F, C, W, D]
         return self._fill(x)
 
     def _fill(self, x: jax.Array) -> jax.Array:
+        """x [B, F, C, W, D] with zeros in empty slots."""
         filled = self.grid.filled
         return x if filled is None else jnp.where(filled[:, :, None], x, 0)
 
-    def _scores(self, logits: jax.Array | None, scored: jax.Array, rows: FrameRows, rng: jax.Array | None) -> jax.Array:
+    def _rank(self, logits: jax.Array | None, scored: jax.Array, rows: FrameRows, rng: jax.Array | None) -> jax.Array:
+        """float32 [B, F, C]: the scores of the method."""
         method = self.prune.method
         if logits is not None:
             return logits
@@ -144,28 +173,5 @@ class Vit(nn.Module):
         if method == "easy":
             return baselines.easy_scores(scored)
         if method == "reference_tracking":
-            return baselines.reference_tracking_scores(scored, rows, as_fraction(self.prune.drops))
+            return baselines.reference_tracking_scores(scored, rows, as_fraction(self.prune.removed))
         return jnp.zeros((*rows.item.shape, self.grid.cells), jnp.float32)
-
-    def _tail(self, x: jax.Array, kept: Kept, whole: FrameLayout, start: int) -> dict[int, jax.Array]:
-        if as_fraction(self.prune.drops) == 0:
-            return self._tail_on(dataclasses.replace(whole, kept=kept), x, start)
-        if self.prune.packing == "staircase":
-            return self._tail_on(survivors(self.grid, kept, self.attention), x, start)
-        rung, layouts = switch_bins(kept, self.prune.refill, self.grid.filled)
-        if self.is_initializing():
-            return self._tail_on(layouts[-1](), x, start)
-        branches = [lambda vit, x, layout=layout: vit._tail_on(layout(), x, start) for layout in layouts]
-        return nn.switch(rung, branches, self, x)
-
-    def _tail_on(self, layout: Layout, x: jax.Array, start: int) -> dict[int, jax.Array]:
-        _, taps = self._run(layout.pack(x), {}, layout, start, self.cfg.layers)
-        return {layer: layout.stream(tap) for layer, tap in taps.items()}
-
-    def _run(self, x: jax.Array, taps: dict, layout: Layout, start: int, stop: int) -> tuple[jax.Array, dict]:
-        for first, end in cuts(self.cfg):
-            if start <= first < stop and first <= max(self.cfg.feature_layers):
-                x, _ = getattr(self, stack_name(first, end))(x, layout)
-                if end - 1 in self.cfg.feature_layers:
-                    taps = {**taps, end - 1: x}
-        return x, taps

@@ -1,6 +1,6 @@
 """One block of the SigLIP2 vision transformer: pre-norm attention inside frames, then a tanh-GELU MLP (Molmo2)."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,17 +11,8 @@ from sttts_jax.models.config import VitConfig
 from sttts_jax.models.lora import Adapters
 from sttts_jax.ops.activation import gelu_tanh
 from sttts_jax.ops.norm import layer_norm
+from sttts_jax.pruning.layout import Attends
 from sttts_jax.sharding import constrain
-
-
-class Layout(Protocol):
-    """What the blocks run on: see `pruning.pack`."""
-
-    def pack(self, x: jax.Array) -> jax.Array: ...
-
-    def attend(self, qkv: jax.Array) -> jax.Array: ...
-
-    def stream(self, tokens: jax.Array) -> jax.Array: ...
 
 
 class LayerNorm(nn.Module):
@@ -71,16 +62,16 @@ class Block(nn.Module):
     adapters: Adapters = Adapters()
 
     @nn.compact
-    def __call__(self, x: jax.Array, layout: Layout) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, layout: Attends) -> tuple[jax.Array, None]:
         """x [tokens.., D] -> ([tokens.., D], None); the None is scan's per-layer output."""
         c = self.cfg
-        y = LayerNorm(c.norm_eps, name="norm1")(x)
+        y = LayerNorm(c.norm_eps, name="norm1")(x)  # [tokens.., D]
         names = (dims.EMBED, dims.QKV, dims.HEADS, dims.HEAD_DIM)
-        qkv = self._project(y, "qkv", (3, c.heads, c.head_dim), names)
-        y = layout.attend(_by_batch(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))
+        qkv = self._project(y, "qkv", (3, c.heads, c.head_dim), names)  # [tokens.., 3, H, d]
+        y = layout.attend(_by_batch(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))  # [tokens.., H, d]
         x = x + self._project(y, "out", (c.width,), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), inputs=2)
         y = LayerNorm(c.norm_eps, name="norm2")(x)
-        y = gelu_tanh(self._project(y, "fc1", (c.mlp,), (dims.EMBED, dims.MLP)))
+        y = gelu_tanh(self._project(y, "fc1", (c.mlp,), (dims.EMBED, dims.MLP)))  # [tokens.., M]
         y = self._project(_by_batch(y, dims.ACT_MLP), "fc2", (c.width,), (dims.MLP, dims.EMBED))
         return _by_batch(x + y, dims.ACT_EMBED), None
 

@@ -25,6 +25,11 @@ from sttts_jax.sharding import constrain
 Batch = dict[str, jax.Array]
 
 
+def frame_rows(batch: Batch) -> FrameRows:
+    """Which frame of a batch belongs to which item: [B, F]."""
+    return FrameRows(batch["frame_item"], batch["frame_prunable"])
+
+
 class VlmLoss(NamedTuple):
     """Sums of one batch, float32 scalars, so that means are taken over the global batch; and what the logs show.
 
@@ -56,7 +61,7 @@ def pixels_to_patches(frames: jax.Array, grid: CellGrid, patch: int) -> jax.Arra
     """
     (rows, cols), lead = grid.grid, frames.shape[:-3]
     x = frames.reshape(*lead, rows, patch, cols, patch, 3)
-    x = jnp.moveaxis(x, -4, -3).reshape(*lead, rows * cols, patch * patch * 3)
+    x = jnp.moveaxis(x, -4, -3).reshape(*lead, rows * cols, patch * patch * 3)  # [..., N, P]
     return grid.to_cells(x).astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -73,7 +78,7 @@ class Vlm(nn.Module):
 
     def setup(self) -> None:
         c = self.cfg
-        self.grid = CellGrid(c.vit.grid, c.vit.cell)
+        self.grid = c.vit.cell_grid
         self.vit = Vit(c.vit, self.prune, self.dtype, self.remat, self.attention, c.lora)
         self.connector = Connector(c.connector, c.llm.width, self.dtype)
         self.llm = Llm(c.llm, self.dtype, self.remat, self.attention, lora=c.lora)
@@ -87,44 +92,42 @@ class Vlm(nn.Module):
         return hidden, prefix
 
     def prefix(self, batch: Batch, rng: jax.Array | None = None) -> Prefix:
-        """Frames -> survivors -> rows of the language model, visual features added to their <im_patch> embeddings."""
-        frame_rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
-        patches = (
-            batch["patches"]
-            if "patches" in batch
-            else pixels_to_patches(batch["frames"], self.grid, self.cfg.vit.patch)
-        )
-        seen = self.vit(patches, frame_rows, self.capacity, rng)
-        visual = self.connector(seen.features, self._filled(seen))
+        """Frames -> survivors -> rows of the language model, visual features added to their <im_patch> embeddings.
+
+        A batch may hold `patches` [B, F, C, W, P] in the place of frames, and `scores` float32 [B, F, C] that rank the
+        cells in the place of the method's own.
+        """
+        patches = batch["patches"] if "patches" in batch else self._patches(batch["frames"])  # [B, F, C, W, P]
+        seen = self.vit(patches, frame_rows(batch), self.capacity, rng, batch.get("scores"))
+        visual = self.connector(seen.features, self._filled(seen))  # [B, K, E]
         extra = 0
         if "pooling" in batch:
-            pooled = self._pool_images(seen, batch["pooling"])
-            visual, extra = jnp.concatenate([visual, pooled], axis=1), pooled.shape[1]
+            pooled = self._pool_images(seen, batch["pooling"])  # [B, P, E]
+            visual, extra = jnp.concatenate([visual, pooled], axis=1), pooled.shape[1]  # [B, X, E]
         rows = prune_rows(batch, seen.kept, self.length, self.prune.positions, extra)
-        x = self.llm.embed(rows.tokens) + take_batch(visual, rows.visual, rows.inverse)
+        x = self.llm.embed(rows.tokens) + take_batch(visual, rows.visual, rows.inverse)  # [B, S, E]
         return Prefix(constrain(x, dims.ACT_BATCH, dims.ACT_LENGTH, dims.ACT_EMBED), rows, seen)
 
+    def _patches(self, frames: jax.Array) -> jax.Array:
+        return pixels_to_patches(frames, self.grid, self.cfg.vit.patch)
+
     def _filled(self, seen: VitOutput) -> jax.Array | None:
+        """bool [B, K, W]: the patches of the survivors that exist; None for all."""
         if self.grid.filled is None:
             return None
         return jnp.asarray(self.grid.filled)[seen.kept.ids % self.grid.cells]
 
     def _pool_images(self, seen: VitOutput, pooling: jax.Array) -> jax.Array:
         """pooling int32 [B, P, w]: patch f * N + n of each slot of a window, -1 for none -> [B, P, E]."""
-        place = self._patch_places()
-        frame, patch = pooling // self.grid.patches, pooling % self.grid.patches
+        place = jnp.asarray(self.grid.places)  # [N]
+        frame, patch = pooling // self.grid.patches, pooling % self.grid.patches  # [B, P, w]
         cell, slot = frame * self.grid.cells + place[patch] // self.grid.window, place[patch] % self.grid.window
         stream = jax.vmap(lambda inverse, cell: jnp.take(inverse, cell, mode="clip"))(seen.kept.inverse, cell)
-        valid = (pooling >= 0) & (stream < self.capacity)
-        flat = seen.features.reshape(seen.features.shape[0], -1, seen.features.shape[-1])
-        index = jnp.where(valid, stream * self.grid.window + slot, flat.shape[1])
+        valid = (pooling >= 0) & (stream < self.capacity)  # [B, P, w]
+        flat = seen.features.reshape(seen.features.shape[0], -1, seen.features.shape[-1])  # [B, K*W, taps*D]
+        index = jnp.where(valid, stream * self.grid.window + slot, flat.shape[1])  # [B, P, w]
         windows = jax.vmap(lambda x, i: jnp.take(x, i, axis=0, mode="fill", fill_value=0))(flat, index)
         return self.connector(windows, valid)
-
-    def _patch_places(self) -> jax.Array:
-        """int32 [N]: cell * W + slot of every patch."""
-        slots = self.grid.slots.reshape(-1)
-        return jnp.asarray(slots.argsort(kind="stable")[(slots < 0).sum() :])
 
     def loss(self, batch: Batch, rng: jax.Array | None = None, deterministic: bool = True) -> VlmLoss:
         """Sums of the token loss and of the temporal loss; the caller adds micro-batches and divides once."""
@@ -132,10 +135,12 @@ class Vlm(nn.Module):
         task = head_loss(hidden, self.llm.head_matrix(), prefix.rows.targets, prefix.rows.weights)
         aux, count, scores = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), None
         if prefix.vit.logits is not None:
-            frame_rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
-            across, stop = self.prune.across_items, self.prune.aux_stop_gradient
             aux, count = temporal_loss(
-                prefix.vit.logits, prefix.vit.scored, frame_rows, across_items=across, stop_gradient=stop
+                prefix.vit.logits,
+                prefix.vit.scored,
+                frame_rows(batch),
+                across_items=self.prune.across_items,
+                stop_gradient=self.prune.aux_stop_gradient,
             )
             scores = jax.nn.sigmoid(prefix.vit.logits)
         return VlmLoss(task, aux, count, prefix.vit.kept.mask, scores)
@@ -169,12 +174,12 @@ class Vlm(nn.Module):
         prefix is there once, and each question sees it and itself only: as good as Q prompts.
         """
         rows, _, longest = tokens.shape
-        valid = jnp.arange(longest) < lengths[..., None]
-        positions = jnp.broadcast_to(position[:, None, None] + jnp.arange(longest), tokens.shape)
-        x = self.llm.embed(tokens.reshape(rows, -1))
+        valid = jnp.arange(longest) < lengths[..., None]  # [B, Q, T]
+        positions = jnp.broadcast_to(position[:, None, None] + jnp.arange(longest), tokens.shape)  # [B, Q, T]
+        x = self.llm.embed(tokens.reshape(rows, -1))  # [B, Q*T, E]
         hidden, cache = self._cached(x, positions.reshape(rows, -1), cache.branch_rule(valid), cache)
-        last = jnp.maximum(lengths - 1, 0)[..., None, None]
-        hidden = jnp.take_along_axis(hidden.reshape(*tokens.shape, -1), last, axis=2)[:, :, 0]
+        last = jnp.maximum(lengths - 1, 0)[..., None, None]  # [B, Q, 1, 1]
+        hidden = jnp.take_along_axis(hidden.reshape(*tokens.shape, -1), last, axis=2)[:, :, 0]  # [B, Q, E]
         return self.llm.logits(hidden), cache, position[:, None] + lengths
 
     def decode(self, token: jax.Array, position: jax.Array, cache: KvCache) -> tuple[jax.Array, KvCache]:
@@ -182,7 +187,7 @@ class Vlm(nn.Module):
 
         One more slot of the cache is used by every token of a row.
         """
-        tokens, positions = (x.reshape(x.shape[0], -1) for x in (token, position))
+        tokens, positions = (x.reshape(x.shape[0], -1) for x in (token, position))  # [B, 1] or [B, Q]
         rule = cache.branch_rule(jnp.ones((*tokens.shape, 1), bool))
         hidden, cache = self._cached(self.llm.embed(tokens), positions, rule, cache)
         return self.llm.logits(hidden).reshape(*token.shape, -1), cache
@@ -195,7 +200,7 @@ class Vlm(nn.Module):
         rows = prefix.rows
         cache = KvCache.empty(self.cfg.llm, rows.tokens.shape[0], cache_length, self.dtype)
         hidden, cache = self._cached(prefix.x, rows.positions, rows.rule, cache)
-        last = jnp.maximum(jnp.sum(rows.rule.example >= 0, axis=1) - 1, 0)
+        last = jnp.maximum(jnp.sum(rows.rule.example >= 0, axis=1) - 1, 0)  # [B]
         pick = jax.vmap(lambda x, i: x[i])
         return pick(hidden, last), cache, pick(rows.positions, last) + 1, prefix.vit
 

@@ -59,21 +59,28 @@ class CellGrid:
         return None if self.patches == self.cells * self.window else self.slots >= 0
 
     def to_cells(self, x: jax.Array) -> jax.Array:
-        """[..., N, D] row-major patches -> [..., C, W, D]; empty slots are zero."""
-        lead, width = x.shape[:-2], x.shape[-1]
-        if self.filled is None:
-            (rows, cols), (a, b) = self.shape, self.cell
-            return jnp.moveaxis(x.reshape(*lead, rows, a, cols, b, width), -4, -3).reshape(
-                *lead, self.cells, self.window, width
-            )
-        return jnp.take(
-            x, jnp.asarray(np.where(self.slots < 0, self.patches, self.slots)), axis=-2, mode="fill", fill_value=0
-        )
+        """[..., N, D] row-major patches -> [..., C, W, D]; empty slots are zero. Raises ValueError for another N."""
+        lead, (patches, width) = x.shape[:-2], x.shape[-2:]
+        if patches != self.patches:
+            raise ValueError(f"a grid of {self.grid} has {self.patches} patches, but x {x.shape} holds {patches}")
+        if self.filled is not None:
+            slots = jnp.asarray(self._slots_or_n)  # [C, W], N where empty
+            return jnp.take(x, slots, axis=-2, mode="fill", fill_value=0)
+        (rows, cols), (a, b) = self.shape, self.cell
+        windows = jnp.moveaxis(x.reshape(*lead, rows, a, cols, b, width), -4, -3)  # [..., rows, cols, a, b, D]
+        return windows.reshape(*lead, self.cells, self.window, width)
 
     def to_patches(self, x: jax.Array) -> jax.Array:
         """[..., C, W, D] -> [..., N, D]: the inverse of `to_cells`."""
-        flat = x.reshape(*x.shape[:-3], self.cells * self.window, x.shape[-1])
-        order = np.argsort(np.where(self.slots < 0, self.patches, self.slots).reshape(-1), kind="stable")[
-            : self.patches
-        ]
-        return jnp.take(flat, jnp.asarray(order), axis=-2)
+        flat = x.reshape(*x.shape[:-3], self.cells * self.window, x.shape[-1])  # [..., C*W, D]
+        return jnp.take(flat, jnp.asarray(self.places), axis=-2)
+
+    @property
+    def places(self) -> np.ndarray:
+        """int [N]: the slot cell * W + window of every patch."""
+        return np.argsort(self._slots_or_n.reshape(-1), kind="stable")[: self.patches]
+
+    @property
+    def _slots_or_n(self) -> np.ndarray:
+        """`slots`, N where empty."""
+        return np.where(self.slots < 0, self.patches, self.slots)

@@ -1,11 +1,14 @@
 """What to prune and how: one frozen object, checked before any device is touched."""
 
 import dataclasses
+from typing import Self
 
 from sttts_jax.pruning.bias import RESCALES
 from sttts_jax.pruning.budget import as_fraction
 
 METHODS = ("scorer", "random", "easy", "reference_tracking", "soft_only", "none")
+WITH_SCORER = ("scorer", "soft_only")
+REMOVING_NOTHING = ("soft_only", "none")
 PACKINGS = ("staircase", "bins")
 
 
@@ -41,7 +44,7 @@ class PruneConfig:
         if isinstance(self.fractions, list | tuple):
             object.__setattr__(self, "fractions", tuple(str(k) for k in self.fractions))
 
-    def check(self) -> "PruneConfig":
+    def check(self) -> Self:
         """Raises ValueError with one sentence; returns self."""
         for name, value, known in (
             ("method", self.method, METHODS),
@@ -66,7 +69,7 @@ class PruneConfig:
             raise ValueError(f"pruning.fractions={self.fractions!r} must be a list such as ('0.3', '0.5')")
         if not self.fractions:
             return
-        if self.method in ("none", "soft_only"):
+        if not self.removes:
             raise ValueError(
                 f"pruning.fractions has no meaning for pruning.method={self.method!r}, which removes nothing; "
                 "leave it empty"
@@ -75,11 +78,16 @@ class PruneConfig:
             raise ValueError(f"pruning.fractions={self.fractions} names a share twice; leave one of them out")
 
     @property
-    def scores(self) -> bool:
+    def has_scorer(self) -> bool:
         """A scorer is part of the model."""
-        return self.method in ("scorer", "soft_only")
+        return self.method in WITH_SCORER
 
     @property
-    def drops(self) -> str:
+    def removes(self) -> bool:
+        """The method removes cells, whatever their share."""
+        return self.method not in REMOVING_NOTHING
+
+    @property
+    def removed(self) -> str:
         """The share that is really removed: what the packer and the LLM rows have to know."""
-        return "0" if self.method in ("soft_only", "none") else self.fraction
+        return self.fraction if self.removes else "0"

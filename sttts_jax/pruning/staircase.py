@@ -15,8 +15,10 @@ import numpy as np
 from flax import struct
 
 from sttts_jax.ops.attention.frames import attend_frames
-from sttts_jax.pruning.pack import pack_cells, take_batch
+from sttts_jax.pruning.pack import check_patches, check_survivors, pack_cells, take_batch
 from sttts_jax.pruning.select import Kept
+
+SLOT_KERNELS = ("xla", "gpu")
 
 
 @functools.cache
@@ -28,6 +30,7 @@ def stairs(frames: int, capacity: int, cells: int, classes: int = 4) -> tuple[tu
     >>> stairs(16, 648, 81)
     ((8, 81), (2, 70), (3, 56), (3, 43))
     """
+    # caps[j]: the most cells of the sorted slot j. best[end]: (cost, runs) of the first `end` slots.
     caps = [cells] + [min(cells, max(capacity - cells, 0) // j) for j in range(1, frames)]
     best: list[tuple[int, tuple[tuple[int, int], ...]]] = [(0, ())]
     for end in range(1, frames + 1):
@@ -64,65 +67,79 @@ class StreamLayout:
     kernels: str = struct.field(pytree_node=False, default="xla")
 
     def pack(self, x: jax.Array) -> jax.Array:
+        """[B, F, C, W, D] -> the stream [B, K, W, D]."""
+        check_patches(x, self.kept.mask.shape)
         return pack_cells(x, self.kept)
 
     def attend(self, qkv: jax.Array) -> jax.Array:
-        slots = take_batch(qkv, self.slots, self.places)
+        """[B, K, W, 3, H, d] -> [B, K, W, H, d]: to the slots, attention in each run of stairs, and back."""
+        slots = take_batch(qkv, self.slots, self.places)  # [B, Z, W, 3, H, d]
         batch, window, tail = slots.shape[0], slots.shape[2], slots.shape[4:]
         outs, place, frame = [], 0, 0
         for number, cells in self.stairs:
             end = place + number * cells
-            part = slots[:, place:end].reshape(batch, number, cells * window, 3, *tail)
+            # n slots of c cells each.
+            part = slots[:, place:end].reshape(batch, number, cells * window, 3, *tail)  # [B, n, c*W, 3, H, d]
             mask = None
             if self.key_mask is not None:
-                mask = self.key_mask[:, place:end].reshape(batch, number, cells * window)
-            q, k, v = (part[..., i, :, :] for i in range(3))
-            counts = self.counts[:, frame : frame + number] * window
+                mask = self.key_mask[:, place:end].reshape(batch, number, cells * window)  # [B, n, c*W]
+            q, k, v = (part[..., i, :, :] for i in range(3))  # [B, n, c*W, H, d] each
+            counts = self.counts[:, frame : frame + number] * window  # [B, n]
             out = attend_frames(q, k, v, key_mask=mask, counts=counts, kernels=self.kernels)
-            outs.append(out.reshape(batch, number * cells, window, *tail))
+            outs.append(out.reshape(batch, number * cells, window, *tail))  # [B, n*c, W, H, d]
             place, frame = end, frame + number
         return take_batch(jnp.concatenate(outs, axis=1), self.places, self.slots)
 
     def stream(self, tokens: jax.Array) -> jax.Array:
+        """[B, K, W, D], as it is."""
         return tokens
 
 
 def stream_layout(kept: Kept, filled: np.ndarray | None = None, classes: int = 4, kernels: str = "xla") -> StreamLayout:
     """Maps of a batch of rows; `filled` bool [C, W]: the patches of a cell that exist (None: all).
 
-    `kernels` as for `attend_frames`; the "gpu" ones skip what a frame does not fill, so one class of slots is enough.
+    `kernels`: "xla", or "gpu", which skip what a frame does not fill, so that one class of slots is enough. Raises
+    ValueError for others, and for survivors that no layout holds.
     """
+    check_survivors(kept)
+    if kernels not in SLOT_KERNELS:
+        raise ValueError(f"slots take the kernels {' or '.join(SLOT_KERNELS)}, not {kernels!r}; see pruning.layout")
     frames, cells = kept.mask.shape[-2:]
     runs = stairs(frames, kept.ids.shape[-1], cells, 1 if kernels == "gpu" else classes)
-    slots, places, counts = jax.vmap(functools.partial(_row_maps, runs=runs))(kept)
-    key_mask = None
-    if filled is not None:
-        cell = jnp.where(kept.ids < frames * cells, kept.ids % cells, cells)
-        table = jnp.asarray(np.concatenate([filled, np.zeros_like(filled[:1])]))
-        cell = jnp.concatenate([cell, jnp.full_like(cell[:, :1], cells)], axis=1)
-        key_mask = table[jnp.take_along_axis(cell, slots, axis=1)]
+    slots, places, counts = jax.vmap(functools.partial(_row_maps, runs=runs))(kept)  # [B, Z], [B, K], [B, F]
+    key_mask = None if filled is None else _filled_slots(kept, slots, filled)
     return StreamLayout(kept, slots, places, counts, key_mask, runs, kernels)
 
 
+def _filled_slots(kept: Kept, slots: jax.Array, filled: np.ndarray) -> jax.Array:
+    """bool [B, Z, W]: the patches of each slot place that exist."""
+    frames, cells = kept.mask.shape[-2:]
+    cell = jnp.where(kept.ids < frames * cells, kept.ids % cells, cells)  # [B, K], C after the last survivor
+    cell = jnp.concatenate([cell, jnp.full_like(cell[:, :1], cells)], axis=1)  # [B, K+1], C for an empty place
+    table = jnp.asarray(np.concatenate([filled, np.zeros_like(filled[:1])]))  # [C+1, W]
+    return table[jnp.take_along_axis(cell, slots, axis=1)]
+
+
 def _row_maps(kept: Kept, runs: tuple[tuple[int, int], ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(slots [Z], places [K], counts [F]) of one row, as in StreamLayout; N slots in all."""
     frames, cells = kept.mask.shape
     capacity = kept.ids.shape[0]
-    counts = kept.mask.sum(axis=-1, dtype=jnp.int32)
-    starts = jnp.cumsum(counts) - counts
-    order = jnp.argsort(-counts, stable=True)
-    rank = jnp.argsort(order)
+    counts = kept.mask.sum(axis=-1, dtype=jnp.int32)  # [F]
+    starts = jnp.cumsum(counts) - counts  # [F], the stream position of each frame's first survivor
+    order = jnp.argsort(-counts, stable=True)  # [F], the frame in each rank
+    rank = jnp.argsort(order)  # [F], the rank of each frame
 
     number = sum(n for n, _ in runs)
-    caps = np.repeat([c for _, c in runs], [n for n, _ in runs])
-    base = np.concatenate([[0], np.cumsum(caps)]).astype(np.int32)
-    slot_rank = np.repeat(np.arange(number), caps)  # [Z]
-    offset = jnp.asarray(np.arange(base[-1]) - base[slot_rank])
-    frame = order[slot_rank]
-    slots = jnp.where(offset < counts[frame], starts[frame] + offset, capacity)
+    caps = np.repeat([c for _, c in runs], [n for n, _ in runs])  # [N], cells of each slot
+    base = np.concatenate([[0], np.cumsum(caps)]).astype(np.int32)  # [N+1], the first place of each slot, and Z
+    slot_rank = np.repeat(np.arange(number), caps)  # [Z], the slot of each place
+    offset = jnp.asarray(np.arange(base[-1]) - base[slot_rank])  # [Z], the place inside its slot
+    frame = order[slot_rank]  # [Z]
+    slots = jnp.where(offset < counts[frame], starts[frame] + offset, capacity)  # [Z]
 
     # Frames beyond the stairs hold nothing: their base is never read.
-    table = jnp.asarray(np.concatenate([base[:-1], np.full(frames - number, base[-1])]).astype(np.int32))
-    frame = jnp.minimum(kept.ids // cells, frames - 1)
-    places = table[rank[frame]] + jnp.arange(capacity) - starts[frame]
+    table = jnp.asarray(np.concatenate([base[:-1], np.full(frames - number, base[-1])]).astype(np.int32))  # [F]
+    frame = jnp.minimum(kept.ids // cells, frames - 1)  # [K]
+    places = table[rank[frame]] + jnp.arange(capacity) - starts[frame]  # [K]
     places = jnp.where(kept.ids < frames * cells, places, base[-1])
     return slots.astype(jnp.int32), places.astype(jnp.int32), counts[order]

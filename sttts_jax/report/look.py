@@ -18,7 +18,6 @@ from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import pixels_to_patches
 from sttts_jax.paths import PathLike, as_path, write_bytes, write_text
 from sttts_jax.pruning.budget import n_kept
-from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.report.page import score_page
 from sttts_jax.report.views import ScoreView
@@ -34,10 +33,10 @@ def look(
     """
     cfg, count = checkpoint.vlm.vit, len(frames)
     vit = Vit(cfg, checkpoint.pruned(fraction), checkpoint.dtype)
-    capacity = n_kept(count, vit.prune.drops, cfg.cells)
+    capacity = n_kept(count, vit.prune.removed, cfg.cells)
     with jax.set_mesh(checkpoint.mesh):
         keep, scores = _look(vit, capacity, checkpoint.params["vit"], jnp.asarray(frames), checkpoint.key(seed))
-    grid = (count, *cfg.cell_grid)
+    grid = (count, *cfg.cell_grid.shape)
     return np.asarray(keep).reshape(grid), None if scores is None else np.asarray(scores).reshape(grid)
 
 
@@ -46,7 +45,7 @@ def _look(
     vit: Vit, capacity: int, params: object, frames: jax.Array, rng: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
     cfg = vit.cfg
-    patches = pixels_to_patches(frames[None], CellGrid(cfg.grid, cfg.cell), cfg.patch)
+    patches = pixels_to_patches(frames[None], cfg.cell_grid, cfg.patch)
     rows = FrameRows(jnp.zeros((1, len(frames)), jnp.int32), jnp.ones((1, len(frames)), bool))
     seen = vit.apply({"params": params}, patches, rows, capacity, rng)
     return seen.kept.mask[0], None if seen.logits is None else jax.nn.sigmoid(seen.logits[0])
@@ -80,10 +79,10 @@ def view_video(
         return decode(video, checkpoint.frame_sampling(setting), size=size, start=start, end=end, name=name)
 
     seen, shown = sampled(checkpoint.data.size), sampled(display_size(video, name))
-    if kept is None or checkpoint.pruning.scores:
+    if kept is None or checkpoint.pruning.has_scorer:
         keep, scores = look(checkpoint, seen.frames, setting.fraction, seed)
     else:
-        keep, scores = unpack_mask(kept, (len(seen.frames), *checkpoint.vlm.vit.cell_grid)), None
+        keep, scores = unpack_mask(kept, (len(seen.frames), *checkpoint.vlm.vit.cell_grid.shape)), None
     return _view(checkpoint, setting, name, shown, seen.times + (start or 0.0), keep, scores, **words)
 
 
@@ -119,7 +118,7 @@ def _view(
         frames=shown.frames,
         times=times,
         keep=keep,
-        fraction=float(checkpoint.pruned(setting.fraction).drops),
+        fraction=float(checkpoint.pruned(setting.fraction).removed),
         method=checkpoint.pruning.method,
         checkpoint=f"{checkpoint.directory}, step {checkpoint.step}",
         scores=scores,

@@ -41,7 +41,7 @@ class Bucket:
     @property
     def fraction(self) -> str:
         """The share of cells that is removed."""
-        return self.config.pruning.drops
+        return self.config.pruning.removed
 
 
 class Buckets:

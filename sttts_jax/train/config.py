@@ -18,7 +18,8 @@ from sttts_jax.distributed import DistributedConfig
 from sttts_jax.mesh import axis_sizes
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import LoraConfig
-from sttts_jax.models.presets import check_keys, preset, with_overrides
+from sttts_jax.models.overrides import check_keys, with_overrides
+from sttts_jax.models.presets import preset
 from sttts_jax.ops.attention.kernels import KERNELS
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning.budget import as_fraction
@@ -321,5 +322,5 @@ def _data(values: Mapping[str, Any], model: ModelConfig, pruning: PruneConfig) -
     taken = sorted(set(values) & set(DERIVED_DATA))
     if taken:
         raise ValueError(f"data.{taken[0]} follows from model.preset and pruning.fraction; remove it from the config")
-    derived = {"image_size": vit.image_size, "grid": vit.grid, "cells": vit.cells, "fraction": pruning.drops}
+    derived = {"image_size": vit.image_size, "grid": vit.grid, "cells": vit.cells, "fraction": pruning.removed}
     return section("data", DataConfig, {**values, **derived}).check()

@@ -34,7 +34,7 @@ def full_row_flops(config: RunConfig) -> RowFlops:
     return row_flops(
         config.vlm,
         frames=shape.frames,
-        kept_cells=None if config.pruning.drops == "0" else [shape.kept / shape.frames] * shape.frames,
+        kept_cells=None if config.pruning.removed == "0" else [shape.kept / shape.frames] * shape.frames,
         tokens=shape.length,
         pairs=videos * example_pairs(shape.length // videos, vision // videos),
         loss_tokens=max(shape.length - vision, 0),
@@ -71,11 +71,11 @@ def describe(config: RunConfig) -> str:
     less that is than without pruning.
     """
     counts = parameter_counts(config.vlm)
-    if not config.pruning.scores:
+    if not config.pruning.has_scorer:
         del counts["scorer"]
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     whole = unpruned(config)
-    buckets = [whole, *(part for part in config.buckets if part.pruning.drops != "0")]
+    buckets = [whole, *(part for part in config.buckets if part.pruning.removed != "0")]
     header = ("", "cells", "tokens", "ViT", "scorer", "connector", "LLM", "head", "row", "step", "")
     lines = table(header, [_line(part, whole) for part in buckets])
     return (
@@ -91,7 +91,7 @@ def _line(config: RunConfig, whole: RunConfig) -> tuple[str, ...]:
     step = update_flops(config)
     ratio = full_row_flops(whole).total / flops.total
     return (
-        "unpruned" if config.pruning.drops == "0" else f"k = {config.pruning.drops}",
+        "unpruned" if config.pruning.removed == "0" else f"k = {config.pruning.removed}",
         f"{shape.kept:,}",
         f"{shape.length:,}",
         *(f"{part / TERA:,.1f}" for part in parts),

@@ -4,8 +4,10 @@ from typing import Any
 
 import ml_collections
 
-from sttts_jax.models.presets import check_keys, preset
+from sttts_jax.models.overrides import check_keys
+from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import row_capacity
+from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.config import defaults
 
 VIDEOS = 2  # examples of full length in a row
@@ -45,7 +47,7 @@ def set_pruning(config: ml_collections.ConfigDict, method: str, k: str) -> str:
     config.pruning.method = method
     config.pruning.fraction = first
     config.pruning.fractions = shares if others else ()
-    return "0" if method in ("none", "soft_only") else first
+    return PruneConfig(method, first).removed
 
 
 def row_length(frames: int, k: str, cells: int, videos: int = VIDEOS, items: int = ITEMS) -> int:

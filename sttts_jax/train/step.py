@@ -5,8 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.models.vlm import Batch, Vlm, VlmLoss
-from sttts_jax.pruning.frame_rows import FrameRows
+from sttts_jax.models.vlm import Batch, Vlm, VlmLoss, frame_rows
 from sttts_jax.train.config import LossConfig
 from sttts_jax.train.optimizer import Optimizer, all_finite, guarded_update
 from sttts_jax.train.state import TrainState
@@ -54,7 +53,7 @@ def train_step(
 
 def _aux_cells(model: Vlm, batch: Batch) -> jax.Array:
     """How many cells the temporal loss counts in the whole batch; known before any micro-batch is run."""
-    rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+    rows = frame_rows(batch)
     counted = rows.video if model.prune.across_items else rows.video & ~rows.first  # [B, F]
     return jnp.sum(counted[:, 1:]).astype(jnp.float32) * model.cfg.vit.cells
 
@@ -90,7 +89,7 @@ def _sums_and_rows(grad: Any, trained: Any, inputs: Any) -> tuple[Any, Any]:
 
 
 def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+    rows = frame_rows(batch)
     task, cells = out.task, model.cfg.vit.cells
     weight = jnp.maximum(task.weight, 1e-9)
     later = rows.video & ~rows.first  # [B, F]: frames that can lose cells

@@ -71,7 +71,7 @@ def test_a_step_costs_what_xla_counts(fraction: Fraction) -> None:
         out = model.apply({"params": params}, batch, method="loss")
         return out.task.cross_entropy + out.aux
 
-    bare = load.model(fraction, "staircase", steered=False)
+    bare = load.model(fraction, "staircase")
     params = jax.eval_shape(lambda key: nn.unbox(init_params(bare, load.shape(fraction), key)), jax.random.key(0))
     options = {"xla_backend_optimization_level": 0}
     counted = jax.jit(jax.grad(loss)).lower(params).compile(compiler_options=options).cost_analysis()["flops"]
@@ -121,6 +121,22 @@ def test_batches_keep_the_data_contract() -> None:
         check_batch(batch, shape)
         assert (batch["weights"].sum(axis=1) == 10).all()
         assert shape.length == (batch["example"][0] >= 0).sum() - 2 * int(27 * fraction)
+
+
+def test_the_model_keeps_what_the_scores_of_a_batch_say() -> None:
+    """What is timed is what the counts are of."""
+    load = Load(preset("tiny"), frames=4, videos=1, text=12, batch=2, dtype=jnp.float32)
+    model, scores = load.model(HALF, "staircase"), _scores(load, HALF)
+    batch = {**load.arrays(HALF), "scores": scores}
+
+    @jax.jit
+    def run(key: jax.Array, batch: Any) -> jax.Array:
+        params = nn.unbox(init_params(model, load.shape(HALF), key))
+        return model.apply({"params": params}, batch, method="prefix").vit.kept.mask
+
+    kept = run(jax.random.key(0), batch)
+    np.testing.assert_array_equal(kept.sum(axis=-1), load.counts(scores, HALF))
+    assert (load.counts(scores, HALF) != load.counts(_scores(load, HALF, "uniform"), HALF)).any()
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ class Golden:
         return Vit(cfg, PruneConfig(**settings).check())
 
     def apply(self, model: Vit, params=None):
-        capacity = self.capacity if model.prune.drops != "0" else self.rows.item.size * self.grid.cells
+        capacity = self.capacity if model.prune.removed != "0" else self.rows.item.size * self.grid.cells
         return model.apply({"params": self.params if params is None else params}, self.patches, self.rows, capacity)
 
     def hidden(self, out) -> jax.Array:

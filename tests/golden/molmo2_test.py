@@ -11,7 +11,6 @@ from sttts_jax.models.connector import Connector
 from sttts_jax.models.llm import Llm
 from sttts_jax.models.vit import Vit
 from sttts_jax.ops.attention.row_rule import RowRule
-from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
 from tests.golden import molmo2_weights as hub
@@ -95,7 +94,7 @@ def test_whole_model_from_pixels(case: str) -> None:
     cfg = hub.vit_config(config, CELLS[case])
     vit = Vit(cfg, PruneConfig(method="none"))
     pixels = jnp.asarray(_noise(999, 2 * 81 * 588).reshape(1, 2, 81, 588), jnp.float32)
-    patches = CellGrid(cfg.grid, cfg.cell).to_cells(pixels)
+    patches = cfg.cell_grid.to_cells(pixels)
     rows = FrameRows(jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool))
     out = vit.apply({"params": hub.vit_tree(weights, cfg)}, patches, rows, 18)
     valid = jnp.asarray(outputs[f"token_pooling_{case}"] >= 0)

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from sttts_jax.models.config import VitConfig
-from sttts_jax.models.vit import cuts, stack_name
+from sttts_jax.models.config import VitConfig, cuts, stack_name
 
 SCORER = "transformer.temporal_token_scorer."
 

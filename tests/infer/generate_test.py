@@ -49,7 +49,9 @@ class TextModel(nn.Module):
 
     def decode(self, token: jax.Array, position: jax.Array, store: KvCache) -> tuple[jax.Array, KvCache]:
         x = self.llm.embed(token[:, None])
-        hidden, store = self.llm(x, position[:, None], store.next_rule(), cache=store)
+        hidden, store = self.llm(
+            x, position[:, None], store.branch_rule(jnp.ones((*token.shape, 1, 1), bool)), cache=store
+        )
         return self.llm.logits(hidden[:, 0]), store
 
 

@@ -14,6 +14,7 @@ from sttts_jax.models.cache import KvCache
 from sttts_jax.models.config import LlmConfig, YarnConfig
 from sttts_jax.models.llm import Llm
 from sttts_jax.ops.attention.row_rule import RowRule
+from tests.models.looped import looped
 from tests.weights import random_weights
 
 QWEN = LlmConfig(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=60, extra_vocab=4, dropout=0.1)
@@ -50,7 +51,8 @@ def _hidden(cfg: LlmConfig, params: dict, x: jax.Array = X, **fields) -> jax.Arr
 @BOTH
 def test_scan_equals_the_loop(cfg: LlmConfig) -> None:
     params = _params(cfg)
-    np.testing.assert_allclose(_hidden(cfg, params), _hidden(cfg, params, scan=False), atol=1e-5)
+    want = jax.jit(partial(Llm(cfg).apply, method=looped))(params, X, POSITION, RULE)
+    np.testing.assert_allclose(_hidden(cfg, params), want, atol=1e-5)
 
 
 @BOTH
@@ -130,9 +132,10 @@ def test_prefill_and_decode_equal_the_whole_sequence(cfg: LlmConfig) -> None:
     extend = jax.jit(lambda x, at, rule, cache: model.apply(params, x, at, rule, cache=cache))
     positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
     hidden, store = extend(x[:, :9], positions, rule, KvCache.empty(cfg, 2, 9 + steps, jnp.float32))
-    grown = []
+    grown, one = [], jnp.ones((2, 1, 1), bool)
     for step in range(steps):
-        out, store = extend(x[:, 9 + step : 10 + step], jnp.asarray(lengths + step)[:, None], store.next_rule(), store)
+        at = jnp.asarray(lengths + step)[:, None]
+        out, store = extend(x[:, 9 + step : 10 + step], at, store.branch_rule(one), store)
         grown.append(out)
     assert extend._cache_size() == 2
     assert store.length == 14 and (store.valid.sum(-1) == lengths + steps).all()

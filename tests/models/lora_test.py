@@ -23,6 +23,7 @@ from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sttts_jax.trees import leaf_names, named_leaves, param_count
 from tests.models.batches import Sizes, Talk, make_batch
+from tests.models.looped import looped
 from tests.models.small import CFG
 from tests.weights import random_weights
 
@@ -84,7 +85,7 @@ def test_at_the_start_it_is_the_base_model() -> None:
 )
 def test_merged_it_is_the_same_function(prune: PruneConfig) -> None:
     params = _noisy(_fresh(_cfg()))
-    if not prune.scores:
+    if not prune.has_scorer:
         params["vit"].pop("scorer", None)
     merged = merge(params, LORA)
     adapted = _hidden(_model(_cfg(), prune), params)
@@ -105,7 +106,8 @@ def test_scanned_and_unrolled_are_the_same(kind: str) -> None:
         return jax.jit(lambda params: model.apply(params, x, zero, rule)[0])(params)
 
     want = run(Llm(cfg, lora=lora), params)
-    np.testing.assert_allclose(run(Llm(cfg, lora=lora, scan=False), params), want, atol=1e-5)
+    loop = jax.jit(lambda params: Llm(cfg, lora=lora).apply(params, x, zero, rule, method=looped))
+    np.testing.assert_allclose(loop(params), want, atol=1e-5)
     np.testing.assert_allclose(run(Llm(cfg, lora=lora, remat="full"), params), want, atol=1e-5)
     merged = {"params": merge(params["params"], lora)}
     np.testing.assert_allclose(run(Llm(cfg), merged), want, atol=1e-5)

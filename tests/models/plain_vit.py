@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.models.config import VitConfig
-from sttts_jax.models.vit import cuts, stack_name
+from sttts_jax.models.config import VitConfig, cuts, stack_name
 from sttts_jax.pruning.bias import soft_bias
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
@@ -52,7 +51,7 @@ def plain_vit(
     cfg: VitConfig, prune: PruneConfig, params: Any, patches: jax.Array, rows: FrameRows, mask: jax.Array
 ) -> Plain:
     """patches [B, F, C, W, P], survivors `mask` bool [B, F, C]."""
-    grid, blocks = CellGrid(cfg.grid, cfg.cell), layers(params, cfg)
+    grid, blocks = cfg.cell_grid, layers(params, cfg)
     batch, frames = rows.item.shape
     flat = grid.to_patches(patches).reshape(batch * frames, grid.patches, -1)
     x = flat @ params["patch_embedding"]["kernel"] + params["patch_embedding"]["bias"] + params["position_embedding"]
@@ -61,7 +60,7 @@ def plain_vit(
     bias = jnp.zeros_like(x[..., 0])
     logits, cells, taps = jnp.zeros(mask.shape), jnp.zeros(()), {}
     for i, p in enumerate(blocks):
-        if i == cfg.prune_after + 1 and prune.scores:
+        if i == cfg.prune_after + 1 and prune.has_scorer:
             cells = grid.to_cells(x).reshape(batch, frames, grid.cells, grid.window, -1)
             scorer = Scorer(cfg.heads, cfg.head_dim, cfg.mlp, prune.across_items)
             logits = scorer.apply({"params": params["scorer"]}, cells, rows)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttts_jax.models.pruned_rows import PrunedRows, prune_rows
+from sttts_jax.models.vlm import frame_rows
 from sttts_jax.pruning.budget import as_fraction, row_capacity
-from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.pack import take_batch
 from sttts_jax.pruning.select import Kept, select_cells
 from tests.models.batches import Sizes, Talk, make_batch
@@ -42,7 +42,7 @@ def _capacity(batch: dict[str, np.ndarray]) -> int:
 @functools.cache
 def _program(positions: str, capacity: int, length: int):
     def run(batch: dict[str, jax.Array], scores: jax.Array) -> tuple[Kept, PrunedRows]:
-        rows = FrameRows(batch["frame_item"], batch["frame_prunable"])
+        rows = frame_rows(batch)
         kept = select_cells(scores, rows, FRACTION, capacity)
         return kept, prune_rows(batch, kept, length, positions, WINDOWS)
 

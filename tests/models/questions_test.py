@@ -33,7 +33,7 @@ QUESTIONS = QuestionTokens(jnp.asarray(np.where(np.arange(6) < LENGTHS[..., None
 
 
 def _model(prune: PruneConfig) -> Vlm:
-    return Vlm(CFG, prune, row_capacity(SIZES.frames, prune.drops, SIZES.cells), LENGTH)
+    return Vlm(CFG, prune, row_capacity(SIZES.frames, prune.removed, SIZES.cells), LENGTH)
 
 
 @functools.cache
@@ -66,7 +66,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("prune", SETTINGS, ids=lambda p: f"{p.method}-{p.drops}-{p.positions}")
+@pytest.mark.parametrize("prune", SETTINGS, ids=lambda p: f"{p.method}-{p.removed}-{p.positions}")
 def test_logits_are_those_of_whole_prompts(prune: PruneConfig) -> None:
     """After the questions and after each decoded token; the tokens decoded are arbitrary, and differ by question."""
     model, params = _model(prune), _params(prune)

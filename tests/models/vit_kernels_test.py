@@ -15,7 +15,6 @@ from sttts_jax.models.config import VitConfig
 from sttts_jax.models.vit import Vit
 from sttts_jax.ops.attention import frames as attention
 from sttts_jax.ops.attention.kernels import choose_kernels
-from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import unpack_cells
 from tests.aot import run_for_tpu
@@ -32,7 +31,7 @@ def _run(cfg: VitConfig, prune: PruneConfig, kernels: str, patches: jax.Array) -
     """((loss, kept cells), gradients of parameters and patches) of some task on the features."""
     model, rows = Vit(cfg, prune, attention=kernels), frame_rows(*MIX, frames=FRAMES)
     weights = np.random.default_rng(5).standard_normal(2 * cfg.width).astype(np.float32)
-    filled = CellGrid(cfg.grid, cfg.cell).filled
+    filled = cfg.cell_grid.filled
 
     def loss(params: Any, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
         out = model.apply({"params": params}, patches, rows, _capacity(cfg, prune))

@@ -13,11 +13,12 @@ from sttts_jax.models.config import VitConfig
 from sttts_jax.models.presets import preset
 from sttts_jax.models.vit import Vit, VitOutput
 from sttts_jax.pruning.aux_loss import temporal_loss
-from sttts_jax.pruning.budget import row_capacity
-from sttts_jax.pruning.cells import CellGrid
+from sttts_jax.pruning.budget import as_fraction, row_capacity
 from sttts_jax.pruning.config import METHODS, PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
+from sttts_jax.pruning.layout import whole_frames
 from sttts_jax.pruning.pack import unpack_cells
+from sttts_jax.pruning.select import select_cells
 from sttts_jax.trees import named_leaves
 from tests.models.plain_vit import plain_vit
 from tests.pruning.cases import frame_rows
@@ -41,14 +42,14 @@ MIX = ([("video", 5)], [("video", 3), ("video", 2)], [("image", 1), ("video", 3)
 
 
 def _patches(cfg: VitConfig, rows: int, seed: int = 0) -> jax.Array:
-    grid = CellGrid(cfg.grid, cfg.cell)
+    grid = cfg.cell_grid
     pixels = np.random.default_rng(seed).uniform(-1, 1, (rows, FRAMES, grid.patches, cfg.patch**2 * 3))
     return grid.to_cells(jnp.asarray(pixels, jnp.float32))
 
 
 def _shapes(cfg: VitConfig, prune: PruneConfig, frames: int) -> Any:
     """Shapes of the parameters."""
-    grid, key = CellGrid(cfg.grid, cfg.cell), jax.random.key(0)
+    grid, key = cfg.cell_grid, jax.random.key(0)
     patches = jnp.zeros((1, frames, grid.cells, grid.window, cfg.patch**2 * 3))
     rows = frame_rows([("video", frames)], frames=frames)
     init = functools.partial(Vit(cfg, prune).init, patches=patches, rows=rows, capacity=frames * grid.cells, rng=key)
@@ -62,7 +63,7 @@ def _params(cfg: VitConfig) -> Any:
 
 
 def _capacity(cfg: VitConfig, prune: PruneConfig, images: bool = True) -> int:
-    return FRAMES * cfg.cells if images else row_capacity(FRAMES, prune.drops, cfg.cells, items=2)
+    return FRAMES * cfg.cells if images else row_capacity(FRAMES, prune.removed, cfg.cells, items=2)
 
 
 @functools.cache
@@ -77,7 +78,7 @@ def _program(cfg: VitConfig, prune: PruneConfig, capacity: int = 0):
 def _unpacked(out: VitOutput, cfg: VitConfig) -> np.ndarray:
     """Features in their places, zero in dropped cells and empty slots."""
     features = unpack_cells(out.features, out.kept)
-    filled = CellGrid(cfg.grid, cfg.cell).filled
+    filled = cfg.cell_grid.filled
     return np.asarray(features if filled is None else jnp.where(filled[:, :, None], features, 0))
 
 
@@ -238,6 +239,52 @@ def test_removing_nothing() -> None:
 def test_random_needs_a_key() -> None:
     with pytest.raises(ValueError, match="needs a random key; pass rng="):
         _program(CFG, PruneConfig(method="random"))(_params(CFG), _patches(CFG, 1), frame_rows([], frames=FRAMES))
+
+
+@pytest.mark.parametrize("method", ["scorer", "random"])
+def test_given_scores_rank_the_cells_and_change_nothing_else(method: str) -> None:
+    """The scorer still gives its logits and its bias; "random" needs no key."""
+    prune = PruneConfig(method=method)
+    model, capacity = Vit(CFG, prune), _capacity(CFG, prune)
+    args = (_patches(CFG, len(MIX)), rows := frame_rows(*MIX, frames=FRAMES))
+    apply = jax.jit(lambda params, *args, **more: model.apply({"params": params}, *args, capacity, **more))
+    scores = np.random.default_rng(3).standard_normal((len(MIX), FRAMES, CFG.cells)).astype(np.float32)
+    out = apply(_params(CFG), *args, scores=scores)
+    want = select_cells(jnp.asarray(scores), rows, as_fraction("0.5"), capacity)
+    np.testing.assert_array_equal(out.kept.mask, want.mask)
+    own = apply(_params(CFG), *args, rng=jax.random.key(0))
+    assert (own.kept.mask != out.kept.mask).any()
+    if method == "scorer":
+        np.testing.assert_allclose(out.logits, own.logits, atol=1e-5)
+        again = apply(_params(CFG), *args, scores=own.logits)
+        np.testing.assert_array_equal(again.kept.mask, own.kept.mask)
+        np.testing.assert_allclose(again.features, own.features, atol=1e-4)
+    with pytest.raises(ValueError, match=r"scores has shape \(3, 9\)"):
+        apply(_params(CFG), *args, scores=scores[:, 0])
+
+
+def test_blocks_run_in_pieces_as_in_one() -> None:
+    """The doors that benches use: `run_blocks` by whole stacks, and `run_survivors` on what was selected."""
+    prune = PruneConfig(method="none")
+    model, patches = Vit(CFG, prune), _patches(CFG, 1)
+
+    def pieces(vit: Vit, x: jax.Array) -> Any:
+        whole = whole_frames(CFG.cell_grid, x.shape, "xla")
+        one = vit.run_blocks(x, whole, 0, 5)
+        middle, taps = vit.run_blocks(x, whole, 0, 3)
+        last, more = vit.run_blocks(middle, whole, 3, 5)
+        rows = frame_rows([("video", FRAMES)], frames=FRAMES)
+        kept = select_cells(jnp.zeros((1, FRAMES, CFG.cells)), rows, as_fraction("0"), FRAMES * CFG.cells)
+        with pytest.raises(ValueError, match="blocks 0 to 4 cut a stack in two; the stacks are"):
+            vit.run_blocks(x, whole, 0, 4)
+        return one, (last, taps | more), vit.run_survivors(middle, kept, whole)
+
+    x = jnp.broadcast_to(jnp.asarray(patches[..., :1]), (*patches.shape[:4], CFG.width))
+    params = {name: leaf for name, leaf in _params(CFG).items() if name != "scorer"}
+    one, two, after = jax.jit(lambda params: model.apply({"params": params}, x, method=pieces))(params)
+    assert set(one[1]) == {0, 4} and set(after) == {4}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, two)
+    np.testing.assert_allclose(after[4], one[1][4].reshape(after[4].shape), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("packing", ["staircase", "bins"])

@@ -31,7 +31,7 @@ def _batch(rows: list[list[Talk]]) -> dict[str, np.ndarray]:
 
 
 def _model(prune: PruneConfig, **changes: Any) -> Vlm:
-    capacity = row_capacity(SIZES.frames, prune.drops, SIZES.cells, items=2)
+    capacity = row_capacity(SIZES.frames, prune.removed, SIZES.cells, items=2)
     return Vlm(**{"cfg": CFG, "prune": prune, "capacity": capacity, "length": LENGTH, **changes})
 
 
@@ -46,7 +46,7 @@ def _all_params() -> Any:
 def _params(prune: PruneConfig) -> Any:
     """One set for all methods; those without a scorer have all but the scorer."""
     params = _all_params()
-    return params if prune.scores else {**params, "vit": {k: v for k, v in params["vit"].items() if k != "scorer"}}
+    return params if prune.has_scorer else {**params, "vit": {k: v for k, v in params["vit"].items() if k != "scorer"}}
 
 
 @functools.cache
@@ -154,14 +154,14 @@ def test_every_method_runs_and_keeps_its_budget(method: str) -> None:
     assert jnp.isfinite(hidden).all() and all(jnp.isfinite(x) for x in (*loss.task, loss.aux))
     frames = [2 + 2, 4, 1 + 3]
     budget = [n_kept(2, "0.5", 4) * 2, n_kept(4, "0.5", 4), n_kept(1, "0.5", 4) + n_kept(3, "0.5", 4)]
-    if prune.drops == "0":
+    if prune.removed == "0":
         budget = [4 * f for f in frames]
     np.testing.assert_array_equal(loss.kept.sum(axis=(1, 2)), budget)
     unpruned = (_batch(ROWS)["example"] >= 0).sum(axis=1)
     np.testing.assert_array_equal((rule.example >= 0).sum(axis=1), unpruned - 4 * np.asarray(frames) + budget)
-    assert (loss.scores is None) == (not prune.scores)
-    assert (loss.aux > 0) == prune.scores
-    assert (loss.aux_count > 0) == prune.scores
+    assert (loss.scores is None) == (not prune.has_scorer)
+    assert (loss.aux > 0) == prune.has_scorer
+    assert (loss.aux_count > 0) == prune.has_scorer
 
 
 def test_random_selection_follows_its_key() -> None:
@@ -189,7 +189,7 @@ def test_image_windows_see_what_video_cells_see() -> None:
     talk = Talk(frames=2, lead=2, branches=(3,), seed=7)
     video = _batch([[A, talk]])
     image = _batch([[A, dataclasses.replace(talk, image=True, windows=8)]])
-    grid = CellGrid(CFG.vit.grid, CFG.vit.cell)
+    grid = CFG.vit.cell_grid
     slots = np.concatenate([frame * grid.patches + grid.slots for frame in (2, 3)])
     image["pooling"] = np.concatenate([slots, np.full((1, 4), -1)])[None].astype(np.int32)  # and one empty window
     # The image has one marker, the video one a frame: give both the video's tokens.

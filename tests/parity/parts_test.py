@@ -18,7 +18,6 @@ from sttts_jax.models.llm import Llm  # noqa: E402
 from sttts_jax.models.vit import Vit  # noqa: E402
 from sttts_jax.models.vlm import pixels_to_patches  # noqa: E402
 from sttts_jax.ops.attention.row_rule import RowRule  # noqa: E402
-from sttts_jax.pruning.cells import CellGrid  # noqa: E402
 from sttts_jax.pruning.config import PruneConfig  # noqa: E402
 from sttts_jax.pruning.frame_rows import FrameRows  # noqa: E402
 from tests.convert.trees import params_of  # noqa: E402
@@ -69,7 +68,7 @@ def test_hidden_states_of_siglip(features: tuple[int, ...], check: Check) -> Non
         states = model(pixels, output_hidden_states=True).hidden_states
     want = np.concatenate([states[layer + 1].numpy() for layer in features], axis=-1)
 
-    grid = CellGrid(cfg.grid, cfg.cell)
+    grid = cfg.cell_grid
     patches = pixels_to_patches(jnp.asarray(frames[:, :, :27, :27]), grid, cfg.patch)
     rows = FrameRows(jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool))
     vit = Vit(cfg, PruneConfig(method="none"))

@@ -179,7 +179,7 @@ def _pixels(frames: Array, cfg: VlmConfig) -> Array:
 def _pooling(example: Example) -> Array:
     """Patches of every visual token; tables of few columns are filled up with -1, as in packed training."""
     vit = example.cfg.vit
-    slots = CellGrid(vit.grid, vit.cell).slots
+    slots = vit.cell_grid.slots
     table = []
     for token in example.prefix:
         if token.cell >= 0:

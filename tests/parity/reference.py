@@ -131,7 +131,7 @@ class Theirs:
         }
         if not len(prompt.pixels):
             return inputs
-        pixels, cells = tensor(prompt.pixels), prompt.cfg.vit.cell_grid
+        pixels, cells = tensor(prompt.pixels), prompt.cfg.vit.cell_grid.shape
         if prompt.videos is not None:
             grids = self.torch.tensor([[frames, *cells] for frames in prompt.videos])
             return inputs | {"pixel_values_videos": pixels, "video_token_pooling": pooling, "video_grids": grids}

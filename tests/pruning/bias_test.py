@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sttts_jax.pruning.bias import RESCALES, soft_bias
 from sttts_jax.pruning.cells import CellGrid
-from sttts_jax.pruning.pack import FrameLayout
+from sttts_jax.pruning.layout import WholeFrames
 from tests.pruning.cases import frame_rows
 
 GRID = CellGrid((6, 6), (2, 2))
@@ -93,7 +93,7 @@ def _qkv(seed: int = 1) -> tuple[jax.Array, jax.Array]:
 
 def _task(bias: jax.Array, key_mask: jax.Array | None = None) -> jax.Array:
     qkv, cotangent = _qkv()
-    return jnp.sum(FrameLayout(None, bias, key_mask).attend(qkv) * cotangent)
+    return jnp.sum(WholeFrames(bias, key_mask).attend(qkv) * cotangent)
 
 
 @pytest.mark.parametrize("rescale", RESCALES)
@@ -132,7 +132,7 @@ def test_the_bias_is_added_once_a_patch() -> None:
     """softmax(q k / sqrt(d) + b_cell): against the formula, one query at a time."""
     qkv, _ = _qkv()
     bias = soft_bias(jnp.asarray(LOGITS), ROWS, GRID)
-    got = FrameLayout(None, bias).attend(qkv)
+    got = WholeFrames(bias).attend(qkv)
     q, k, v = (np.asarray(qkv[0, 1, :, :, i, 0], np.float64).reshape(-1, 4) for i in range(3))
     logits = q @ k.T / 2 + np.repeat(np.asarray(bias[0, 1], np.float64), GRID.window)
     weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)

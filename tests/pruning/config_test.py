@@ -26,5 +26,5 @@ def test_refused(change: dict, message: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_method_means(method: str) -> None:
     config = PruneConfig(method=method, fraction="0.4").check()
-    assert config.scores == (method in ("scorer", "soft_only"))
-    assert config.drops == ("0" if method in ("soft_only", "none") else "0.4")
+    assert config.has_scorer == (method in ("scorer", "soft_only"))
+    assert config.removed == ("0" if method in ("soft_only", "none") else "0.4")

@@ -21,7 +21,7 @@ from sttts_jax.pruning.budget import n_kept
 from sttts_jax.report.look import look
 from tests.shared_files import VIDEOS, needs_data
 
-GRID = preset("tiny").vit.cell_grid
+GRID = preset("tiny").vit.cell_grid.shape
 CELLS = preset("tiny").vit.cells
 
 

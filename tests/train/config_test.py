@@ -13,7 +13,8 @@ import pytest
 
 from sttts_jax.cli import train as train_cli
 from sttts_jax.models.lora import LoraConfig
-from sttts_jax.models.presets import overrides_of, preset
+from sttts_jax.models.overrides import overrides_of
+from sttts_jax.models.presets import preset
 from sttts_jax.train.config import DERIVED_DATA, LORA_TARGETS, SCALARS, SECTIONS, ModelConfig, RunConfig, defaults
 from sttts_jax.train.recipe import parse_arg
 from sttts_jax.train.state import boxed_state, build_model
