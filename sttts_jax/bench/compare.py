@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sttts_jax.bench.rows import Load
 from sttts_jax.bench.speedup import SpeedupRow, measured
 from sttts_jax.bench.timing import GIB, Compiled, Group, Program, Trial, interleave
+from sttts_jax.bench.workload import Workload
 
 Say = Callable[[str], None]
 
@@ -42,7 +42,7 @@ class ModelRow(SpeedupRow):
 class Variant:
     """What takes its turn. `cost` is what the bound compares, by default the FLOPs."""
 
-    load: Load
+    load: Workload
     fraction: Fraction
     distribution: str
     packing: str

@@ -15,9 +15,9 @@ from sttts_jax.bench.bound import decode_bytes, decode_flops
 from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compare
 from sttts_jax.bench.distributions import Scores
 from sttts_jax.bench.record import Result
-from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.timing import Compiled, Trial, matmul_ceiling
+from sttts_jax.bench.workload import UNPRUNED, Workload
 from sttts_jax.infer.decode import DecodeState, begin, go_on
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.train.state import init_params
@@ -32,8 +32,8 @@ class InferPlan:
     `whats` are of WHATS; `tokens` new ones a row; `scores` gives [B, F, C] of `load` by distribution.
     """
 
-    base: Load
-    load: Load
+    base: Workload
+    load: Workload
     fractions: Sequence[Fraction]
     packings: Sequence[str]
     whats: Sequence[str]
@@ -67,7 +67,7 @@ class PerToken(Trial):
 class _Ready:
     """One variant with its inputs. `first` gives the DecodeState of a batch."""
 
-    load: Load
+    load: Workload
     fraction: Fraction
     distribution: str
     packing: str
@@ -137,7 +137,7 @@ def measure(plan: InferPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], 
     return rows, baselines
 
 
-def fresh_params(load: Load) -> Any:
+def fresh_params(load: Workload) -> Any:
     """Weights in the compute dtype, as they are served, of a model with a scorer."""
     some = Fraction(1, 2)
     model = load.model(some, "staircase")
@@ -149,7 +149,7 @@ def fresh_params(load: Load) -> Any:
     return jax.jit(make)(jax.random.key(load.seed))
 
 
-def _ready(plan: InferPlan, load: Load, params: Any, fraction: Fraction, packing: str, scores: Any) -> list[_Ready]:
+def _ready(plan: InferPlan, load: Workload, params: Any, fraction: Fraction, packing: str, scores: Any) -> list[_Ready]:
     """One for each distribution, all with the same two programs."""
     model = load.model(fraction, packing)
     first = WholeProgram(_prefill(model, load.shape(fraction).length + plan.tokens))

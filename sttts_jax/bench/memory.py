@@ -5,8 +5,8 @@ import os
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.timing import GIB
+from sttts_jax.bench.workload import UNPRUNED, Workload
 from sttts_jax.models.flops import parameter_counts
 
 TRAINED = 16  # bytes of a trained parameter: weight, two moments, gradient, float32 each
@@ -14,12 +14,12 @@ SCORES = 3  # matrices of attention scores, float32, that live at once while a b
 CHUNK = 512  # positions whose attention scores, or whose logits, live at once in the language model, at most
 
 
-def state_gib(load: Load) -> float:
+def state_gib(load: Workload) -> float:
     """Weights, moments and gradients of training."""
     return TRAINED * sum(parameter_counts(load.vlm).values()) / GIB
 
 
-def train_gib(load: Load) -> float:
+def train_gib(load: Workload) -> float:
     """Training of the unpruned rows with every block recomputed: its state, block inputs, and the work of one block."""
     vit, llm, item = load.vlm.vit, load.vlm.llm, jnp.dtype(load.dtype).itemsize
     patches, tokens = _tokens(load)
@@ -27,7 +27,7 @@ def train_gib(load: Load) -> float:
     return state_gib(load) + (inputs + _work(load, grads=3)) / GIB
 
 
-def infer_gib(load: Load) -> float:
+def infer_gib(load: Workload) -> float:
     """Prefill of the unpruned rows: weights in the compute dtype, keys and values, and the work of one block."""
     llm, item = load.vlm.llm, jnp.dtype(load.dtype).itemsize
     cache = _tokens(load)[1] * 2 * llm.layers * llm.kv_heads * llm.head_dim
@@ -35,13 +35,13 @@ def infer_gib(load: Load) -> float:
     return (item * (weights + cache) + _work(load, grads=1)) / GIB
 
 
-def _tokens(load: Load) -> tuple[int, int]:
+def _tokens(load: Workload) -> tuple[int, int]:
     """(patches, tokens of the language model) of all rows."""
     shape = load.shape(UNPRUNED)
     return load.batch * shape.frames * load.vlm.vit.patches, load.batch * shape.length
 
 
-def _work(load: Load, grads: int) -> float:
+def _work(load: Workload, grads: int) -> float:
     """Bytes of the larger of two blocks, one of the ViT and one of the language model, and of a chunk of logits."""
     vit, llm, item = load.vlm.vit, load.vlm.llm, jnp.dtype(load.dtype).itemsize
     patches, tokens = _tokens(load)
@@ -62,7 +62,7 @@ def device_gib() -> float:
     return limit / GIB
 
 
-def check_state(load: Load) -> None:
+def check_state(load: Workload) -> None:
     """Raises ValueError when training cannot even hold its weights, moments and gradients."""
     need, have = state_gib(load), device_gib()
     if need > have:

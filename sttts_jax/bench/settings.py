@@ -12,9 +12,9 @@ import numpy as np
 
 from sttts_jax.bench.distributions import FROM_FILE, Scores, file_scores, scores_by_name
 from sttts_jax.bench.record import place, versions
-from sttts_jax.bench.rows import Load
 from sttts_jax.bench.scopes import Shapes
 from sttts_jax.bench.sizes import bench_vlm
+from sttts_jax.bench.workload import Workload
 from sttts_jax.models.config import VitConfig, VlmConfig
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.ops.remat import remat_policy
@@ -75,14 +75,14 @@ class Settings:
         """`whole_model` of the preset with these sizes."""
         return whole_model(self.preset, self.reduce, vit, llm, say)
 
-    def load(self, vlm: VlmConfig, frames: int, videos: int, text: int, remat: str) -> Load:
+    def load(self, vlm: VlmConfig, frames: int, videos: int, text: int, remat: str) -> Workload:
         """Rows of a whole model. Raises ValueError for unknown kernels or rematerialisation."""
         remat_policy(remat)
         kernels = self.kernels(vlm.vit.patches)
-        return Load(vlm, frames, videos, text, self.batch, self.compute_dtype, remat, kernels, self.seed)
+        return Workload(vlm, frames, videos, text, self.batch, self.compute_dtype, remat, kernels, self.seed)
 
     def header(
-        self, sizes: VitConfig | VlmConfig, held: Load | Shapes, reduced: bool, ceiling: float, command: str
+        self, sizes: VitConfig | VlmConfig, held: Workload | Shapes, reduced: bool, ceiling: float, command: str
     ) -> dict[str, Any]:
         """Where and on what rows were measured; `ceiling` is the FLOP/s of a matrix product that `mfu` refers to."""
         return {

@@ -18,13 +18,13 @@ from sttts_jax.bench import infer, pruning, train
 from sttts_jax.bench.bound import row_pass_flops, scope_flops
 from sttts_jax.bench.distributions import DISTRIBUTIONS, scores_by_name
 from sttts_jax.bench.record import device_peak_gib, place, rows_table, show, versions, write_plot
-from sttts_jax.bench.rows import UNPRUNED
 from sttts_jax.bench.scopes import Shapes
 from sttts_jax.bench.sizes import thinned
 from sttts_jax.bench.speedup import SpeedupRow
 from sttts_jax.bench.targets import targets
 from sttts_jax.bench.testbed import Testbed, testbed
 from sttts_jax.bench.timing import matmul_ceiling
+from sttts_jax.bench.workload import UNPRUNED
 from sttts_jax.paths import PathLike, write_json
 
 Say = Callable[[str], None]

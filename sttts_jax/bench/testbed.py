@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.bench.memory import device_gib, infer_gib, train_gib
-from sttts_jax.bench.rows import Load
 from sttts_jax.bench.sizes import thinned
+from sttts_jax.bench.workload import Workload
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.presets import preset
 from sttts_jax.ops.attention.kernels import choose_kernels
@@ -36,10 +36,10 @@ class Testbed:
     whole: bool
     said: tuple[str, ...]
 
-    def load(self, frames: int, videos: int, text: int, remat: str = "full") -> Load:
+    def load(self, frames: int, videos: int, text: int, remat: str = "full") -> Workload:
         """Rows of the model that is trained, or with remat "none" of the one that is served."""
         vlm = self.trained if remat == "full" else self.served
-        return Load(vlm, frames, videos, text, 1, self.dtype, remat, self.attention)
+        return Workload(vlm, frames, videos, text, 1, self.dtype, remat, self.attention)
 
 
 def testbed() -> Testbed:

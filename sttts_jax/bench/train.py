@@ -17,9 +17,9 @@ from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compar
 from sttts_jax.bench.distributions import Scores
 from sttts_jax.bench.memory import check_state
 from sttts_jax.bench.record import Result
-from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.timing import Trial, matmul_ceiling
+from sttts_jax.bench.workload import UNPRUNED, Workload
 from sttts_jax.train.config import LossConfig
 from sttts_jax.train.optimizer import Optimizer, OptimizerConfig
 from sttts_jax.train.state import TrainState, boxed_state, init_params
@@ -34,7 +34,7 @@ TURNS = 4  # variants that follow one run of the baseline
 class TrainPlan:
     """What to compare: the rows, and every combination of the lists. `scores` gives [B, F, C] by distribution."""
 
-    load: Load
+    load: Workload
     fractions: Sequence[Fraction]
     packings: Sequence[str]
     scores: Scores
@@ -137,7 +137,7 @@ def measure(plan: TrainPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], 
 
 @dataclass(frozen=True)
 class _Bench:
-    load: Load
+    load: Workload
     state: Carried
     frames: jax.Array
 
@@ -163,7 +163,7 @@ class _Bench:
         return Variant(load, fraction, name, packing, program, trial, cost, self.state.parameters(scorer), cost)
 
 
-def fresh(load: Load, fraction: Fraction) -> Carried:
+def fresh(load: Workload, fraction: Fraction) -> Carried:
     """Weights and moments on the device, float32, for a model that prunes at any fraction and for the unpruned one."""
     model, (_, optimizer) = load.model(fraction, "staircase"), _boxed(load, fraction)
 
@@ -175,7 +175,7 @@ def fresh(load: Load, fraction: Fraction) -> Carried:
     return Carried(jax.jit(make)(jax.random.key(load.seed)), nn.unbox(_boxed(load, UNPRUNED)[0]))
 
 
-def _boxed(load: Load, fraction: Fraction) -> tuple[Any, Optimizer]:
+def _boxed(load: Workload, fraction: Fraction) -> tuple[Any, Optimizer]:
     """(abstract state, optimizer) of a model with or without a scorer."""
     model = load.model(fraction, "staircase")
     return boxed_state(OptimizerConfig(), TOTAL_STEPS, model, load.shape(fraction))

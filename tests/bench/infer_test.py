@@ -12,7 +12,7 @@ import pytest
 from sttts_jax.bench.bound import decode_bytes, decode_flops
 from sttts_jax.bench.distributions import make_scores
 from sttts_jax.bench.infer import InferPlan, fresh_params, measure
-from sttts_jax.bench.rows import UNPRUNED, Load
+from sttts_jax.bench.workload import UNPRUNED, Workload
 from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
 from sttts_jax.models import flops
@@ -45,7 +45,7 @@ def _bench(*words: str) -> int:
 
 
 def test_prefill_and_decoding_cost_what_xla_counts() -> None:
-    load = Load(VLM, frames=4, videos=1, text=12, batch=2, dtype=jnp.float32)
+    load = Workload(VLM, frames=4, videos=1, text=12, batch=2, dtype=jnp.float32)
     model, batch = load.model(UNPRUNED, "none"), jax.tree.map(jnp.asarray, load.arrays(UNPRUNED))
     params = fresh_params(load)
     params["vit"].pop("scorer")
@@ -104,7 +104,7 @@ def test_end_to_end(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_more_pruned_frames_against_fewer_unpruned_ones() -> None:
-    load, base = (Load(preset("tiny"), n, 1, 8, 1, jnp.float32) for n in (8, 4))
+    load, base = (Workload(preset("tiny"), n, 1, 8, 1, jnp.float32) for n in (8, 4))
     cells = load.vlm.vit.cells
     plan = InferPlan(
         base,

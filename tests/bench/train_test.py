@@ -15,9 +15,9 @@ import pytest
 from sttts_jax.bench.bound import row_pass_flops
 from sttts_jax.bench.distributions import make_scores
 from sttts_jax.bench.memory import infer_gib, state_gib, train_gib
-from sttts_jax.bench.rows import UNPRUNED, Load
 from sttts_jax.bench.sizes import bench_vlm, thinned
 from sttts_jax.bench.train import fresh
+from sttts_jax.bench.workload import UNPRUNED, Workload
 from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
 from sttts_jax.data.schema import check_batch
@@ -52,7 +52,7 @@ def _bench(*words: str) -> int:
     return run("bench", bench.main, ["train", *words])
 
 
-def _scores(load: Load, fraction: Fraction, name: str = "bursty") -> np.ndarray:
+def _scores(load: Workload, fraction: Fraction, name: str = "bursty") -> np.ndarray:
     rows, cells = load.batch * load.videos, load.vlm.vit.cells
     draw = make_scores(name, 0, rows, load.frames, cells, fraction)
     return draw.reshape(load.batch, load.videos * load.frames, cells)
@@ -60,7 +60,7 @@ def _scores(load: Load, fraction: Fraction, name: str = "bursty") -> np.ndarray:
 
 @pytest.mark.parametrize("fraction", [UNPRUNED, HALF], ids=["unpruned", "pruned"])
 def test_a_step_costs_what_xla_counts(fraction: Fraction) -> None:
-    load = Load(VLM, frames=4, videos=1, text=12, batch=1, dtype=jnp.float32)
+    load = Workload(VLM, frames=4, videos=1, text=12, batch=1, dtype=jnp.float32)
     model, batch = load.model(fraction, "staircase"), jax.tree.map(jnp.asarray, load.arrays(fraction))
     counts = None
     if fraction:
@@ -93,7 +93,7 @@ def test_a_step_costs_what_xla_counts(fraction: Fraction) -> None:
 
 def test_the_bound_by_hand() -> None:
     vlm = preset("molmo2-4b")
-    load = Load(vlm, frames=64, videos=2, text=200, batch=1, dtype=jnp.bfloat16, remat="full")
+    load = Workload(vlm, frames=64, videos=2, text=200, batch=1, dtype=jnp.bfloat16, remat="full")
     row = load.flops(UNPRUNED, None)[0]
     assert row.llm == flops.llm_flops(vlm.llm, 2 * 5384, 2 * flops.example_pairs(5384, 5184))
     assert row.llm_head == flops.head_flops(vlm.llm, 2 * 200)
@@ -115,7 +115,7 @@ def test_the_bound_by_hand() -> None:
 
 
 def test_batches_keep_the_data_contract() -> None:
-    load = Load(preset("tiny"), frames=3, videos=2, text=5, batch=2, dtype=jnp.float32)
+    load = Workload(preset("tiny"), frames=3, videos=2, text=5, batch=2, dtype=jnp.float32)
     for fraction in (UNPRUNED, Fraction(3, 10), HALF):
         batch, shape = load.arrays(fraction), load.shape(fraction)
         check_batch(batch, shape)
@@ -125,7 +125,7 @@ def test_batches_keep_the_data_contract() -> None:
 
 def test_the_model_keeps_what_the_scores_of_a_batch_say() -> None:
     """What is timed is what the counts are of."""
-    load = Load(preset("tiny"), frames=4, videos=1, text=12, batch=2, dtype=jnp.float32)
+    load = Workload(preset("tiny"), frames=4, videos=1, text=12, batch=2, dtype=jnp.float32)
     model, scores = load.model(HALF, "staircase"), _scores(load, HALF)
     batch = {**load.arrays(HALF), "scores": scores}
 
@@ -172,7 +172,7 @@ def test_end_to_end(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_unpruned_model_takes_the_state_without_the_scorer() -> None:
-    load = Load(preset("tiny"), frames=2, videos=1, text=4, batch=1, dtype=jnp.float32)
+    load = Workload(preset("tiny"), frames=2, videos=1, text=4, batch=1, dtype=jnp.float32)
     state = fresh(load, HALF)
     plain = state.given(scorer=False)
     assert "scorer" in state.given(scorer=True).params["vit"] and "scorer" not in plain.params["vit"]
@@ -201,13 +201,13 @@ def test_sizes() -> None:
     counts = [[45.0] * 4]
     parts = []
     for vlm in (whole, thinned(whole, HALF)):
-        row = dataclasses.replace(Load(vlm, 4, 1, 200, 1, jnp.float32)).flops(HALF, np.asarray(counts))[0]
+        row = dataclasses.replace(Workload(vlm, 4, 1, 200, 1, jnp.float32)).flops(HALF, np.asarray(counts))[0]
         parts.append((row.vit_tail / row.total, row.llm / row.total, row.llm_head / row.total))
     np.testing.assert_allclose(*parts, atol=0.05)
 
 
 def test_memory_of_the_4b_model() -> None:
-    load = Load(preset("molmo2-4b"), frames=64, videos=2, text=2250, batch=1, dtype=jnp.bfloat16, remat="full")
+    load = Workload(preset("molmo2-4b"), frames=64, videos=2, text=2250, batch=1, dtype=jnp.bfloat16, remat="full")
     assert state_gib(load) == pytest.approx(67, abs=0.5)
     assert state_gib(load) + 15 < train_gib(load) < 125  # fits one H200, and no H100
     assert 10 < infer_gib(load) < 60

@@ -22,7 +22,7 @@ _select = jax.jit(select_cells, static_argnums=(2, 3))
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """B rows, each of `videos` samples: `frames` frames and `text` tokens that are not cells, all with a loss weight.
 
     `dtype` is the compute's, `remat` a name of `ops.remat`, `attention` one that `choose_kernels` gave.
