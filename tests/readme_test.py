@@ -1,22 +1,20 @@
-"""The README keeps its promises: its example runs, its commands and files exist."""
+"""The README and the library's page keep their promises: examples run, commands and files exist."""
 
+import importlib
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
+import pytest
+
+from sttts_jax import pruning
 from sttts_jax.cli.main import COMMANDS, available
+from sttts_jax.pruning.bias import RESCALES
+from sttts_jax.pruning.config import METHODS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def test_the_example_runs_and_its_shapes_are_true():
-    (code,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "sttts_jax.pruning" in code]
-    names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["logits"].shape == (2, 8, 16)
-    assert names["tokens"].shape == (2, 64, 9, 64)
-    assert names["out"].shape == (2, 64, 9, 4, 16)
-    assert names["kept"].mask.sum() == 2 * 64 and names["kept"].mask[:, 0].all()
 
 
 def test_every_command_of_the_table_exists():
@@ -25,12 +23,67 @@ def test_every_command_of_the_table_exists():
 
 
 def test_files_that_it_names_exist():
-    for path in re.findall(r"(?:bash |\]\()((?:launch|configs|tests)/[\w./]+)", README):
-        assert (ROOT / path).exists(), path
+    named = re.findall(r"(?:bash |\]\()((?:launch|configs|tests|docs)/[\w./]+)", README)
+    assert {"launch/demo.sh", "launch/test.sh", "docs/pruning.md"} <= set(named)
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
-def test_methods_are_all_named():
-    from sttts_jax.pruning.config import METHODS
+LIBRARY = (ROOT / "docs/pruning.md").read_text()
 
-    for method in METHODS:
-        assert f"`{method}`" in README
+
+@pytest.fixture(scope="module", name="names")
+def _names() -> dict:
+    """What the blocks of the library's page leave behind, run in their order as a reader would."""
+    blocks = re.findall(r"```python\n(.*?)```", LIBRARY, re.DOTALL)
+    assert len(blocks) == 4, "the page's code was not found"
+    names: dict = {}
+    for code in blocks:
+        if "flax import nnx" in code and not _has_nnx():
+            continue
+        exec(compile(code, "docs/pruning.md", "exec"), names)
+    return names
+
+
+def _has_nnx() -> bool:
+    try:
+        importlib.import_module("flax.nnx")
+    except Exception:  # whatever a JAX that Flax does not know makes it raise
+        return False
+    return True
+
+
+def test_the_library_keeps_half_of_the_cells_and_trains_the_scorer(names: dict) -> None:
+    mask = np.asarray(names["kept"].mask)
+    assert names["tokens"].shape == (2, 64, 9, 64) and np.isfinite(names["aux"])
+    assert mask.sum() == 2 * 64 and mask[:, 0].all()
+    grads = {name: max(np.abs(g).max() for g in jax.tree.leaves(part)) for name, part in names["grads"].items()}
+    assert min(grads.values()) > 0 and set(grads) == {"early", "biased", "late", "scorer"}
+
+
+def test_the_library_comes_back_to_frames(names: dict) -> None:
+    mask = np.asarray(names["kept"].mask)
+    assert names["features"].shape == (2, 8, 16, 64) and names["dense"].shape == (2, 8, 144, 64)
+    np.testing.assert_array_equal(np.asarray(names["features"] != 0).all(axis=-1), mask)
+    cells = names["grid"].to_cells(names["dense"])
+    np.testing.assert_array_equal(np.asarray(cells != 0).all(axis=(-2, -1)), mask)
+
+
+def test_the_library_keeps_images_whole(names: dict) -> None:
+    assert names["whole"].mask.all() and names["whole"].ids.shape == (2, 16)
+    assert names["mixed"].video.sum() == 6 and names["room"] == 16 + 40 + 16  # videos of 1 and 5 frames, an image
+
+
+def test_the_library_in_nnx(names: dict) -> None:
+    if not _has_nnx():
+        pytest.skip("flax.nnx does not import with this JAX")
+    assert names["logits"].shape == (2, 8, 16) and np.isfinite(names["logits"]).all()
+
+
+@pytest.mark.parametrize("known", [METHODS, RESCALES], ids=["methods", "rescales"])
+def test_the_library_names_them_all(known: tuple[str, ...]) -> None:
+    assert [name for name in known if f"\n| `{name}` |" not in LIBRARY] == []
+
+
+def test_the_layouts_of_the_page_exist() -> None:
+    layouts = re.findall(r"\n\| `(\w+_layout)`", LIBRARY)
+    assert len(layouts) == 3 and all(hasattr(pruning, name) for name in layouts)

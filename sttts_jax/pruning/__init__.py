@@ -40,6 +40,7 @@ with epy.lazy_api_imports(globals()):
     from sttts_jax.pruning.pack import unpack_cells as unpack_cells
     from sttts_jax.pruning.ragged import RaggedLayout as RaggedLayout
     from sttts_jax.pruning.ragged import ragged_layout as ragged_layout
+    from sttts_jax.pruning.saturation import saturated_share as saturated_share
     from sttts_jax.pruning.scorer import Scorer as Scorer
     from sttts_jax.pruning.select import Kept as Kept
     from sttts_jax.pruning.select import select_cells as select_cells
