@@ -70,7 +70,7 @@ def test_the_library_comes_back_to_frames(names: dict) -> None:
 
 def test_the_library_keeps_images_whole(names: dict) -> None:
     assert names["whole"].mask.all() and names["whole"].ids.shape == (2, 16)
-    assert names["mixed"].video.sum() == 6 and names["room"] == 16 + 40 + 16  # videos of 1 and 5 frames, an image
+    assert names["mixed"].video.sum() == 6 and names["room"] == 72  # videos of 1 and 5 frames, an image
 
 
 def test_the_library_in_nnx(names: dict) -> None:

@@ -11,9 +11,9 @@ MARGIN = 1e-3
 def saturated_share(scores: jax.Array, rows: FrameRows) -> jax.Array:
     """Share of the cells of videos, first frames left out, whose score is within 0.001 of 0 or 1; float32 [].
 
-    scores float32 [..., F, C] in [0, 1]: the sigmoid of the scorer's logits. There the sigmoid's slope, by which bias and
-    temporal loss both reach the scorer, is under 0.001. Cells where nothing moves belong at 0, so a share below one is
-    no fault; near one the scorer ranks by noise and does not learn any more. 0 where no cell counts.
+    scores float32 [..., F, C] in [0, 1]: the sigmoid of the scorer's logits. There the slope of the sigmoid, by which
+    bias and temporal loss both reach the scorer, is under 0.001. Cells where nothing moves belong at 0, so some are no
+    fault; where nearly all are, the scorer has stopped to learn. 0 where no cell counts.
     """
     rows.check("scores", scores.shape, "C")
     counted = jnp.broadcast_to((rows.video & ~rows.first)[..., None], scores.shape)  # [..., F, C]

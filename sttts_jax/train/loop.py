@@ -40,6 +40,8 @@ CONSOLE = (
     "time/data_wait_s",
 )
 
+SATURATED = 0.9  # of the cells of videos: from this share on a warning
+
 
 class TooManySkipped(ValueError):
     """Updates in a row had a NaN or an infinity; said in one sentence, as what the user can mend."""
@@ -80,6 +82,7 @@ class _Loop:
             tensorboard=config.log.tensorboard,
             out=out,
         )
+        self._saturated = False  # nearly all scores were, at the newest step
         self._watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
         self._profile, self._late = ProfileWindow(config.profile, run.workdir.profile), Late()
         logging.info("%s", start.origin)
@@ -162,6 +165,7 @@ class _Loop:
         self._clock.tick(float(metrics.pop("count/tokens")), float(metrics.pop("count/frames")), bucket.flops)
         counts = metrics.pop("scores", None)
         self._note_skipped(number, int(metrics["skipped_in_row"]))
+        self._note_saturated(number, float(metrics.get("scores/saturated", 0.0)))
         if number % config.log.every == 0 or end or number in (1, config.total_steps):
             extra = {f"lr/{name}": rate for name, rate in self._run.plan.optimizer.rates(number).items()}
             extra |= self._clock.report() | _data_stats(self._run.buckets)
@@ -176,6 +180,15 @@ class _Loop:
             raise TooManySkipped(
                 f"{in_row} updates in a row had a NaN or an infinity, up to step {number}; the parameters "
                 "are those of the last good update: lower the learning rates, or look at the data of these steps"
+            )
+
+    def _note_saturated(self, number: int, share: float) -> None:
+        """Once each time that nearly all scores run to one end."""
+        before, self._saturated = self._saturated, share >= SATURATED
+        if self._saturated and not before:
+            self._writer.note(
+                f"step {number}: {share:.0%} of the scores are within 0.001 of 0 or 1, where no gradient reaches the "
+                "scorer; if this lasts, start anew with a lower optimizer.scorer_lr or a longer optimizer.warmup"
             )
 
     def close(self) -> None:

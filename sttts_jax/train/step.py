@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.models.vlm import Batch, Vlm, VlmLoss, frame_rows
+from sttts_jax.pruning.saturation import saturated_share
 from sttts_jax.train.config import LossConfig
 from sttts_jax.train.optimizer import Optimizer, all_finite, guarded_update
 from sttts_jax.train.state import TrainState
@@ -119,4 +120,5 @@ def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]
         counted = jnp.broadcast_to(later[..., None], out.scores.shape).astype(jnp.float32)  # [B, F, C]
         counts, _ = jnp.histogram(out.scores, HISTOGRAM_BINS, (0.0, 1.0), weights=counted)
         metrics["scores"] = counts  # [HISTOGRAM_BINS]
+        metrics["scores/saturated"] = saturated_share(out.scores, rows)
     return metrics

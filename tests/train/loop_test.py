@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -47,7 +48,8 @@ def test_a_run_learns_and_logs_what_it_should(whole):
     lines = read_lines(workdir / "metrics.jsonl")
     last = [line for line in lines if "loss" in line][-1]
     wanted = {
-        "loss", "loss_task", "loss_aux", "loss_z", "accuracy_tokens", "kept/share", "kept/later_mean", "fill/tokens",
+        "loss", "loss_task", "loss_aux", "loss_z", "scores/saturated", "accuracy_tokens",
+        "kept/share", "kept/later_mean", "fill/tokens",
         "grad_norm/scorer", "lr/llm", "lr/scorer", "time/data_wait_s", "rate/tokens_per_s", "rate/frames_per_s",
         "rate/flops_per_s", "skipped", "pruned_fraction", "data/bad_records",
     }  # fmt: skip
@@ -151,6 +153,15 @@ def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path
     resumed = train(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
     assert int(resumed.step) == STEPS
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(resumed.params)))
+
+
+def test_saturated_scores_are_said_once_each_time():
+    said: list[str] = []
+    fake = types.SimpleNamespace(_saturated=False, _writer=types.SimpleNamespace(note=said.append))
+    for number, share in enumerate((0.0, 0.5, 0.95, 1.0, 0.2, 0.0, 0.9), start=1):
+        loop._Loop._note_saturated(fake, number, share)  # type: ignore[arg-type]
+    assert [line[:11] for line in said] == ["step 3: 95%", "step 7: 90%"]
+    assert all("lower optimizer.scorer_lr or a longer optimizer.warmup" in line for line in said)
 
 
 def test_bad_records_are_skipped_and_too_many_stop_the_run(clips, tmp_path):
