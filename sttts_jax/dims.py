@@ -20,6 +20,7 @@ HEAD_DIM = "head_dim"
 MLP = "mlp"
 VOCAB = "vocab"
 QKV = "qkv"
+GATE_UP = "gate_up"
 PATCH_IN = "patch_in"
 POSITION = "position"
 SCORER_MLP = "scorer_mlp"
@@ -38,7 +39,21 @@ ACT_HEAD_DIM = "act_head_dim"
 ACT_MLP = "act_mlp"
 ACT_VOCAB = "act_vocab"
 
-PARAMETER_AXES = (LAYERS, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, QKV, PATCH_IN, POSITION, SCORER_MLP, LORA)
+PARAMETER_AXES = (
+    LAYERS,
+    EMBED,
+    HEADS,
+    KV_HEADS,
+    HEAD_DIM,
+    MLP,
+    VOCAB,
+    QKV,
+    GATE_UP,
+    PATCH_IN,
+    POSITION,
+    SCORER_MLP,
+    LORA,
+)
 ACTIVATION_AXES = (
     ACT_BATCH,
     ACT_FRAMES,

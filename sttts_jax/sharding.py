@@ -27,6 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     dims.MLP: ("tensor",),
     dims.VOCAB: ("tensor",),
     dims.QKV: (),
+    dims.GATE_UP: (),
     dims.PATCH_IN: (),
     dims.POSITION: (),
     dims.SCORER_MLP: ("tensor",),

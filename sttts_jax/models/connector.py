@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.dims import EMBED, HEAD_DIM, HEADS, MLP, QKV
+from sttts_jax.dims import EMBED, GATE_UP, HEAD_DIM, HEADS, MLP, QKV
 from sttts_jax.models.config import ConnectorConfig
 from sttts_jax.ops.activation import swiglu
 from sttts_jax.ops.attention.frames_xla import masked_softmax
-from sttts_jax.ops.init import fan_in, zeros
+from sttts_jax.ops.layers import Initializer, fan_in, weight, zeros
 
 
 class Connector(nn.Module):
@@ -36,35 +36,34 @@ class Connector(nn.Module):
         pooled = self._pool(windows.astype(self.dtype), valid)
         return self._project(pooled)
 
-    def _param(self, name: str, init: Any, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        value = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-        return value.astype(self.dtype)
+    def _weight(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        return weight(self, name, init, shape, axes, self.dtype)
 
     def _pool(self, windows: jax.Array, valid: jax.Array | None) -> jax.Array:
         c, channels = self.cfg, windows.shape[-1]
-        q_kernel = self._param("q", fan_in(1), (channels, c.heads, c.head_dim), (EMBED, HEADS, HEAD_DIM))
-        q_bias = self._param("q_bias", zeros, (c.heads, c.head_dim), (HEADS, HEAD_DIM))
-        kv_kernel = self._param("kv", fan_in(1), (channels, 2, c.heads, c.head_dim), (EMBED, QKV, HEADS, HEAD_DIM))
-        kv_bias = self._param("kv_bias", zeros, (2, c.heads, c.head_dim), (QKV, HEADS, HEAD_DIM))
-        out_kernel = self._param("out", fan_in(2), (c.heads, c.head_dim, c.width), (HEADS, HEAD_DIM, EMBED))
-        out_bias = self._param("out_bias", zeros, (c.width,), (EMBED,))
+        q_kernel = self._weight("q", fan_in(1), (channels, c.heads, c.head_dim), (EMBED, HEADS, HEAD_DIM))
+        q_bias = self._weight("q_bias", zeros, (c.heads, c.head_dim), (HEADS, HEAD_DIM))
+        kv_kernel = self._weight("kv", fan_in(1), (channels, 2, c.heads, c.head_dim), (EMBED, QKV, HEADS, HEAD_DIM))
+        kv_bias = self._weight("kv_bias", zeros, (2, c.heads, c.head_dim), (QKV, HEADS, HEAD_DIM))
+        out_kernel = self._weight("out", fan_in(2), (c.heads, c.head_dim, c.width), (HEADS, HEAD_DIM, EMBED))
+        out_bias = self._weight("out_bias", zeros, (c.width,), (EMBED,))
 
         total = jnp.sum(windows, axis=-2, dtype=jnp.float32)
         if valid is None:
             mean = total / windows.shape[-2]
         else:
             mean = total / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
-        q = jnp.einsum("...i,ihd->...hd", mean.astype(self.dtype), q_kernel) + q_bias
-        kv = jnp.einsum("...wi,ithd->...wthd", windows, kv_kernel) + kv_bias
+        q = jnp.einsum("...i,ihd->...hd", mean.astype(self.dtype), q_kernel) + q_bias  # [..., H, d]
+        kv = jnp.einsum("...wi,ithd->...wthd", windows, kv_kernel) + kv_bias  # [..., W, 2, H, d]
         k, v = kv[..., 0, :, :], kv[..., 1, :, :]
         logits = jnp.einsum("...hd,...whd->...hw", q, k, preferred_element_type=jnp.float32) * c.head_dim**-0.5
-        weights = masked_softmax(logits, None if valid is None else valid[..., None, :])
+        weights = masked_softmax(logits, None if valid is None else valid[..., None, :])  # [..., H, W]
         heads = jnp.einsum("...hw,...whd->...hd", weights.astype(self.dtype), v)
         return jnp.einsum("...hd,hdo->...o", heads, out_kernel) + out_bias
 
     def _project(self, pooled: jax.Array) -> jax.Array:
         c = self.cfg
-        gate_up = self._param("gate_up", fan_in(1), (c.width, 2, c.mlp), (EMBED, QKV, MLP))
-        down = self._param("down", fan_in(1), (c.mlp, self.out_width), (MLP, EMBED))
-        both = jnp.einsum("...o,otm->...tm", pooled, gate_up)
+        gate_up = self._weight("gate_up", fan_in(1), (c.width, 2, c.mlp), (EMBED, GATE_UP, MLP))
+        down = self._weight("down", fan_in(1), (c.mlp, self.out_width), (MLP, EMBED))
+        both = jnp.einsum("...o,otm->...tm", pooled, gate_up)  # [..., 2, M]
         return jnp.einsum("...m,me->...e", swiglu(both[..., 0, :], both[..., 1, :]), down)

@@ -20,7 +20,7 @@ from sttts_jax.models.lora import Adapters, LoraConfig
 from sttts_jax.ops.activation import swiglu
 from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.ops.attention.rows import RowsPlan, attend_rows, plan_rows
-from sttts_jax.ops.init import Initializer, fan_in, ones, rows
+from sttts_jax.ops.layers import Initializer, fan_in, normal, ones, weight
 from sttts_jax.ops.norm import rms_norm
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.ops.rope import apply_rope, rope_frequencies, rope_tables, yarn_frequencies
@@ -37,12 +37,11 @@ class LlmBlock(nn.Module):
     dtype: Any
     adapters: Adapters = Adapters()
 
-    def _param(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        value = self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-        return value.astype(self.dtype)
+    def _weight(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+        return weight(self, name, init, shape, axes, self.dtype)
 
     def _norm(self, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        return rms_norm(x, self._param(name, ones, shape, axes), self.cfg.norm_eps)
+        return rms_norm(x, self._weight(name, ones, shape, axes), self.cfg.norm_eps)
 
     @nn.compact
     def __call__(
@@ -82,10 +81,10 @@ class LlmBlock(nn.Module):
     ) -> tuple[jax.Array, Kv | None]:
         c = self.cfg
         q_axes, kv_axes = (dims.HEADS, dims.HEAD_DIM), (dims.KV_HEADS, dims.HEAD_DIM)
-        q_kernel = self._param("q", fan_in(1), (c.width, c.heads, c.head_dim), (dims.EMBED, *q_axes))
+        q_kernel = self._weight("q", fan_in(1), (c.width, c.heads, c.head_dim), (dims.EMBED, *q_axes))
         kv_shape = (c.width, 2, c.kv_heads, c.head_dim)
-        kv_kernel = self._param("kv", fan_in(1), kv_shape, (dims.EMBED, dims.QKV, *kv_axes))
-        out_kernel = self._param("out", fan_in(2), (c.heads, c.head_dim, c.width), (*q_axes, dims.EMBED))
+        kv_kernel = self._weight("kv", fan_in(1), kv_shape, (dims.EMBED, dims.QKV, *kv_axes))
+        out_kernel = self._weight("out", fan_in(2), (c.heads, c.head_dim, c.width), (*q_axes, dims.EMBED))
         q = jnp.einsum("bse,ehd->bshd", x, q_kernel)
         q = self.adapters.add(self, "q", q, x, (dims.EMBED, *q_axes))
         both = jnp.einsum("bse,ethd->bsthd", x, kv_kernel)
@@ -112,10 +111,10 @@ class LlmBlock(nn.Module):
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         c = self.cfg
-        gate_up = self._param("gate_up", fan_in(1), (c.width, 2, c.mlp), (dims.EMBED, dims.QKV, dims.MLP))
-        down = self._param("down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED))
+        gate_up = self._weight("gate_up", fan_in(1), (c.width, 2, c.mlp), (dims.EMBED, dims.GATE_UP, dims.MLP))
+        down = self._weight("down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED))
         both = jnp.einsum("bse,etm->bstm", x, gate_up)
-        both = self.adapters.add(self, "gate_up", both, x, (dims.EMBED, dims.QKV, dims.MLP))
+        both = self.adapters.add(self, "gate_up", both, x, (dims.EMBED, dims.GATE_UP, dims.MLP))
         hidden = swiglu(both[:, :, 0], both[:, :, 1])
         hidden = constrain(hidden, ACT_BATCH, ACT_LENGTH, ACT_MLP)
         out = jnp.einsum("bsm,me->bse", hidden, down)
@@ -141,17 +140,16 @@ class Llm(nn.Module):
 
     def setup(self) -> None:
         c = self.cfg.check()
-        table = (dims.VOCAB, dims.EMBED)
 
-        def param(name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-            return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+        def table(name: str, rows: int) -> jax.Array:
+            return weight(self, name, normal(c.width**-0.5), (rows, c.width), (dims.VOCAB, dims.EMBED))
 
-        self.embedding = param("embedding", rows(c.width**-0.5), (c.vocab, c.width), table)
+        self.embedding = table("embedding", c.vocab)
         if c.extra_vocab:
-            self.new_embedding = param("new_embedding", rows(c.width**-0.5), (c.extra_vocab, c.width), table)
-        self.final_norm = param("final_norm", ones, (c.width,), (dims.EMBED,))
+            self.new_embedding = table("new_embedding", c.extra_vocab)
+        self.final_norm = weight(self, "final_norm", ones, (c.width,), (dims.EMBED,))
         if not c.tied:
-            self.head = param("head", rows(c.width**-0.5), (c.vocab, c.width), table)
+            self.head = table("head", c.vocab)
         block, policy = LlmBlock, remat_policy(self.remat)
         if policy is not None:
             block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(6,))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax import dims
-from sttts_jax.ops.init import fan_in, zeros
+from sttts_jax.ops.layers import fan_in, weight, zeros
 
 A, B = "_lora_a", "_lora_b"
 KERNEL = "kernel"  # the matrix of a projection that also has a bias
@@ -80,13 +80,9 @@ class Adapters:
         if self.lora is None or not self.lora.adapts(f"{self.stack}/{name}"):
             return y
         ins, outs = x.shape[x.ndim - inputs :], y.shape[y.ndim - (len(axes) - inputs) :]
-
-        def factor(suffix: str, init: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> jax.Array:
-            value = block.param(name + suffix, nn.with_logical_partitioning(init, names), shape, jnp.float32)
-            return value.astype(y.dtype)
-
-        a = factor(A, fan_in(inputs), (*ins, self.lora.rank), (*axes[:inputs], dims.LORA))
-        b = factor(B, zeros, (self.lora.rank, *outs), (dims.LORA, *axes[inputs:]))
+        rank = self.lora.rank
+        a = weight(block, name + A, fan_in(inputs), (*ins, rank), (*axes[:inputs], dims.LORA), y.dtype)
+        b = weight(block, name + B, zeros, (rank, *outs), (dims.LORA, *axes[inputs:]), y.dtype)
         narrow = jnp.tensordot(x.astype(y.dtype), a, inputs) * self.lora.scale
         return y + jnp.tensordot(narrow, b, 1)
 
@@ -109,13 +105,15 @@ def merge(params: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
             continue
         value = merge(value, lora) if isinstance(value, Mapping) else value
         if name + A in factors:
-            a, b = params[name + A], params[name + B]
-            if isinstance(value, Mapping):
-                value = {**value, KERNEL: merged_leaf(value[KERNEL], a, b, lora.scale)}
-            else:
-                value = merged_leaf(value, a, b, lora.scale)
+            value = _merged_projection(value, params[name + A], params[name + B], lora.scale)
         merged[name] = value
     return merged
+
+
+def _merged_projection(value: Any, a: Any, b: Any, scale: float) -> Any:
+    if isinstance(value, Mapping):
+        return {**value, KERNEL: merged_leaf(value[KERNEL], a, b, scale)}
+    return merged_leaf(value, a, b, scale)
 
 
 def merged_leaf(weight: Any, a: Any, b: Any, scale: float) -> Any:

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from sttts_jax import dims
 from sttts_jax.models.config import VitConfig, cuts, stack_name
 from sttts_jax.models.lora import Adapters, LoraConfig
-from sttts_jax.models.vit_block import Block, dense
+from sttts_jax.models.vit_block import Block
+from sttts_jax.ops.layers import Einsum, fan_in_gain, normal, weight
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning import baselines
 from sttts_jax.pruning.bias import soft_bias
@@ -63,10 +64,10 @@ class Vit(nn.Module):
         self.grid = c.cell_grid
         # A model that starts from nothing should see what and where from the first step. Pixels are small (about 0.3)
         # and alike within a patch: with a gain of 6 their embedding is of the size of the positions, about one.
-        position = nn.with_logical_partitioning(nn.initializers.normal(1.0), (dims.POSITION, dims.EMBED))
-        patch_axes = (dims.PATCH_IN, dims.EMBED)
-        self.patch_embedding = dense(c.width, -1, patch_axes, 1, self.dtype, "patch_embedding", gain=6.0)
-        self.position_embedding = self.param("position_embedding", position, (self.grid.patches, c.width))
+        patch, position = (3 * c.patch**2, c.width), (self.grid.patches, c.width)
+        patch_axes, position_axes = (dims.PATCH_IN, dims.EMBED), (dims.POSITION, dims.EMBED)
+        self.patch_embedding = Einsum(patch, patch_axes, fan_in_gain(1, gain=6.0), dtype=self.dtype)
+        self.position_embedding = weight(self, "position_embedding", normal(1.0), position, position_axes)
         for first, end in cuts(c):
             setattr(self, stack_name(first, end), self._stack(stack_name(first, end), end - first))
         if self.prune.has_scorer:
@@ -153,7 +154,7 @@ class Vit(nn.Module):
 
     def _embed(self, patches: jax.Array) -> jax.Array:
         position = self.grid.to_cells(jnp.asarray(self.position_embedding))  # [C, W, D]
-        x = self.patch_embedding(patches.astype(self.dtype)) + position.astype(self.dtype)  # [B, F, C, W, D]
+        x = self.patch_embedding("...p,pD->...D", patches) + position.astype(self.dtype)  # [B, F, C, W, D]
         return self._fill(x)
 
     def _fill(self, x: jax.Array) -> jax.Array:

@@ -1,7 +1,5 @@
 """One block of the SigLIP2 vision transformer: pre-norm attention inside frames, then a tanh-GELU MLP (Molmo2)."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ from sttts_jax import dims
 from sttts_jax.models.config import VitConfig
 from sttts_jax.models.lora import Adapters
 from sttts_jax.ops.activation import gelu_tanh
+from sttts_jax.ops.layers import Einsum, fan_in_gain, ones, weight, zeros
 from sttts_jax.ops.norm import layer_norm
 from sttts_jax.pruning.layout import Attends
 from sttts_jax.sharding import constrain
@@ -22,36 +21,9 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
-        scale = self.param("scale", nn.with_logical_partitioning(ones, (dims.EMBED,)), (x.shape[-1],))
-        bias = self.param("bias", nn.with_logical_partitioning(zeros, (dims.EMBED,)), (x.shape[-1],))
+        scale = weight(self, "scale", ones, x.shape[-1:], (dims.EMBED,))
+        bias = weight(self, "bias", zeros, x.shape[-1:], (dims.EMBED,))
         return layer_norm(x, scale, bias, self.eps)
-
-
-def dense(
-    features: int | tuple[int, ...],
-    axis: int | tuple[int, ...],
-    names: tuple[str, ...],
-    outs: int,
-    dtype: Any,
-    name: str,
-    gain: float = 1.0,
-) -> nn.DenseGeneral:
-    """A linear layer whose heads stay an axis of their own.
-
-    `names` are the kernel's logical axes, the last `outs` of them the bias's; weights start with standard deviation
-    gain / sqrt(fan-in).
-    """
-    return nn.DenseGeneral(
-        features,
-        axis=axis,
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(
-            nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal"), names
-        ),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), names[-outs:]),
-        name=name,
-    )
 
 
 class Block(nn.Module):
@@ -66,20 +38,21 @@ class Block(nn.Module):
         """x [tokens.., D] -> ([tokens.., D], None); the None is scan's per-layer output."""
         c = self.cfg
         y = LayerNorm(c.norm_eps, name="norm1")(x)  # [tokens.., D]
-        names = (dims.EMBED, dims.QKV, dims.HEADS, dims.HEAD_DIM)
-        qkv = self._project(y, "qkv", (3, c.heads, c.head_dim), names)  # [tokens.., 3, H, d]
+        heads, axes = (c.heads, c.head_dim), (dims.HEADS, dims.HEAD_DIM)
+        qkv = self._project("...D,DtHd->...tHd", y, "qkv", (c.width, 3, *heads), (dims.EMBED, dims.QKV, *axes))
         y = layout.attend(_by_batch(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))  # [tokens.., H, d]
-        x = x + self._project(y, "out", (c.width,), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), inputs=2)
+        x = x + self._project("...Hd,HdD->...D", y, "out", (*heads, c.width), (*axes, dims.EMBED), inputs=2)
         y = LayerNorm(c.norm_eps, name="norm2")(x)
-        y = gelu_tanh(self._project(y, "fc1", (c.mlp,), (dims.EMBED, dims.MLP)))  # [tokens.., M]
-        y = self._project(_by_batch(y, dims.ACT_MLP), "fc2", (c.width,), (dims.MLP, dims.EMBED))
+        y = gelu_tanh(self._project("...D,DM->...M", y, "fc1", (c.width, c.mlp), (dims.EMBED, dims.MLP)))
+        y = _by_batch(y, dims.ACT_MLP)
+        y = self._project("...M,MD->...D", y, "fc2", (c.mlp, c.width), (dims.MLP, dims.EMBED))
         return _by_batch(x + y, dims.ACT_EMBED), None
 
     def _project(
-        self, x: jax.Array, name: str, features: tuple[int, ...], names: tuple[str, ...], inputs: int = 1
+        self, equation: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int = 1
     ) -> jax.Array:
-        y = dense(features, tuple(range(-inputs, 0)), names, len(features), self.dtype, name)(x)
-        return self.adapters.add(self, name, y, x, names, inputs)
+        y = Einsum(shape, axes, fan_in_gain(inputs), inputs, self.dtype, name=name)(equation, x)
+        return self.adapters.add(self, name, y, x, axes, inputs)
 
 
 def _by_batch(x: jax.Array, *last: str) -> jax.Array:

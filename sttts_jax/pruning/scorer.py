@@ -5,24 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax import dims
+from sttts_jax.ops.layers import Einsum, fan_in_gain, normal
 from sttts_jax.pruning.frame_rows import CELL_AXES, FrameRows, previous
 
-_pooler_init = nn.initializers.normal(0.02)
-_mlp_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")  # std sqrt(1 / fan_in)
-
-
-def _dense(features, axis, init, names, dtype, name, partitioned):
-    """A projection whose weights carry logical axis names if `partitioned`, and are plain arrays otherwise."""
-    sizes = features if isinstance(features, tuple) else (features,)
-    named = nn.with_logical_partitioning if partitioned else lambda init, _: init
-    return nn.DenseGeneral(
-        features,
-        axis=axis,
-        dtype=dtype,
-        kernel_init=named(init, names),
-        bias_init=named(nn.initializers.zeros_init(), names[-len(sizes) :]),
-        name=name,
-    )
+_pooler_init = normal(0.02)
+_mlp_init = fan_in_gain(1)
 
 
 class CellPooler(nn.Module):
@@ -36,19 +23,20 @@ class CellPooler(nn.Module):
     @nn.compact
     def __call__(self, cells: jax.Array) -> jax.Array:
         """[..., C, W, D] -> [..., C, D]."""
+        width, heads, axes = cells.shape[-1], (self.heads, self.head_dim), (dims.HEADS, dims.HEAD_DIM)
 
-        def dense(features, axis, names, name):
-            return _dense(features, axis, _pooler_init, names, self.dtype, name, self.partitioned)
+        def linear(name: str, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int) -> Einsum:
+            named = axes if self.partitioned else None
+            return Einsum(shape, named, _pooler_init, inputs, self.dtype, name=name)
 
-        width, heads = cells.shape[-1], (self.heads, self.head_dim)
-        names = (dims.EMBED, dims.HEADS, dims.HEAD_DIM)
-        q = dense(heads, -1, names, "query")(cells.mean(axis=-2))  # [..., C, H, d]
-        k = dense(heads, -1, names, "key")(cells)  # [..., C, W, H, d]
-        v = dense(heads, -1, names, "value")(cells)  # [..., C, W, H, d]
+        inner = (width, *heads), (dims.EMBED, *axes), 1
+        q = linear("query", *inner)("...D,DHd->...Hd", cells.mean(axis=-2))  # [..., C, H, d]
+        k = linear("key", *inner)("...D,DHd->...Hd", cells)  # [..., C, W, H, d]
+        v = linear("value", *inner)("...D,DHd->...Hd", cells)  # [..., C, W, H, d]
         logits = jnp.einsum("...chd,...cwhd->...chw", q, k, preferred_element_type=jnp.float32) * self.head_dim**-0.5
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [..., C, H, W]
         pooled = jnp.einsum("...chw,...cwhd->...chd", weights, v)  # [..., C, H, d]
-        return dense(width, (-2, -1), (dims.HEADS, dims.HEAD_DIM, dims.EMBED), "out")(pooled)
+        return linear("out", (*heads, width), (*axes, dims.EMBED), 2)("...Hd,HdD->...D", pooled)
 
 
 class Scorer(nn.Module):
@@ -81,14 +69,19 @@ class Scorer(nn.Module):
         """
         rows.check("cells", cells.shape, CELL_AXES)
 
-        def dense(features, names, name, dtype=self.dtype):
-            return _dense(features, -1, _mlp_init, names, dtype, name, self.partitioned)
+        def linear(name: str, shape: tuple[int, int], axes: tuple[str | None, ...], dtype: jnp.dtype) -> Einsum:
+            named = axes if self.partitioned else None
+            return Einsum(shape, named, _mlp_init, dtype=dtype, name=name)
 
         pooler = CellPooler(self.heads, self.head_dim, self.dtype, self.partitioned, name="pooler")
         pooled = pooler(cells.astype(self.dtype))  # [..., F, C, D]
         before = previous(pooled, None if self.across_items else rows.first)  # [..., F, C, D]
         pair = jnp.concatenate([before, pooled], axis=-1)  # [..., F, C, 2 D]
-        x = nn.silu(dense(self.mlp, (dims.EMBED, dims.SCORER_MLP), "fc1")(pair))  # [..., F, C, M]
-        x = nn.silu(dense(self.mlp, (dims.EMBED, dims.SCORER_MLP), "fc2")(x))  # [..., F, C, M]
+        hidden = (dims.EMBED, dims.SCORER_MLP)
+        fc1 = linear("fc1", (pair.shape[-1], self.mlp), hidden, self.dtype)
+        fc2 = linear("fc2", (self.mlp, self.mlp), hidden, self.dtype)
         # The ranking is made on these numbers: float32, so that bf16 rounding does not make ties.
-        return dense(1, (dims.SCORER_MLP, None), "fc3", jnp.float32)(x.astype(jnp.float32))[..., 0]  # [..., F, C]
+        fc3 = linear("fc3", (self.mlp, 1), (dims.SCORER_MLP, None), jnp.float32)
+        x = nn.silu(fc1("...i,iM->...M", pair))  # [..., F, C, M]
+        x = nn.silu(fc2("...i,iM->...M", x))  # [..., F, C, M]
+        return fc3("...M,Mo->...o", x)[..., 0]  # [..., F, C]
