@@ -56,7 +56,7 @@ class Golden:
             head_dim=m["width"] // m["heads"],
             mlp=m["mlp"],
             layers=m["layers"],
-            patch=1,
+            patch=2,
             grid=self.grid.grid,
             cell=self.grid.cell,
             norm_eps=m["norm_eps"],
