@@ -3,9 +3,10 @@
 python -m tests.config_page > docs/config.md
 """
 
+import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from sttts_jax.train.config import SECTIONS, RunConfig, defaults
@@ -42,14 +43,19 @@ def _rows(values: dict[str, Any], texts: dict[str, str]) -> Iterator[str]:
         yield f"| `{name}` | {shown} | {texts[name].replace('|', chr(92) + '|')} |"
 
 
+def _ordered(kind: type, values: dict[str, Any], left_out: Collection[str] = ()) -> dict[str, Any]:
+    """`values` in the order of the dataclass, not of the alphabet."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: values[name] for name in names if name in values and name not in left_out}
+
+
 def config_page() -> str:
     """The whole page. Raises KeyError for a key without a meaning."""
     config = defaults().to_dict()
-    lines = [HEAD, "## The run", ""]
-    lines += _rows({k: v for k, v in config.items() if k not in SECTIONS}, meanings(RunConfig))
+    lines = [HEAD, "## The run", "", *_rows(_ordered(RunConfig, config, SECTIONS), meanings(RunConfig))]
     for name, kind in SECTIONS.items():
         first = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
-        lines += ["", f"## `{name}`", "", first, "", *_rows(config[name], meanings(kind))]
+        lines += ["", f"## `{name}`", "", first, "", *_rows(_ordered(kind, config[name]), meanings(kind))]
     return "\n".join(lines) + "\n"
 
 
