@@ -13,9 +13,10 @@ from sttts_jax.train.config import SECTIONS, RunConfig, defaults
 
 HEAD = """# Config keys
 
-A config file is a Python file with `get_config(arg)` that starts from `sttts_jax.train.config.defaults()` and changes what it needs.
-Every key can be set on the command line: `--config.data.rows=16`. A key that does not exist, or a value that cannot work, is refused
-before any device is touched. This page is made from the code: `python -m tests.config_page > docs/config.md`.
+A config file is a Python file with `get_config(arg)` that starts from `sttts_jax.train.config.defaults()` and changes
+what it needs. Every key can be set on the command line: `--config.data.rows=16`. A key that does not exist, or a value
+that cannot work, is refused before any device is touched. This page is made from the code:
+`python -m tests.config_page > docs/config.md`.
 """
 
 
