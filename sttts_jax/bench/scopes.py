@@ -20,7 +20,7 @@ from sttts_jax.models.vit import Vit, VitOutput
 from sttts_jax.models.vit_block import Block
 from sttts_jax.pruning.aux_loss import temporal_loss
 from sttts_jax.pruning.bins import BinLayout, bin_layout, ladder, plan_bins
-from sttts_jax.pruning.budget import n_kept
+from sttts_jax.pruning.budget import as_fraction, n_kept
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
@@ -65,10 +65,10 @@ class Shapes:
 
     def keep(self, scores: np.ndarray, fraction: Fraction) -> Kept:
         """Selection as the model does it."""
-        return _select(jnp.asarray(scores), self.rows, fraction, self.capacity(fraction))
+        return select(jnp.asarray(scores), self.rows, fraction, self.capacity(fraction))
 
 
-_select = jax.jit(select_cells, static_argnums=(2, 3))
+select = jax.jit(select_cells, static_argnums=(2, 3))  # by scores [B, F, C], rows, the share removed, K
 
 
 class Scope(Protocol):
@@ -161,7 +161,7 @@ class Tail:
         return _passed(self._full, train), (self.params, self.x)
 
     def variant(self, train: bool, fraction: Fraction, packing: str) -> Function:
-        return _passed(functools.partial(self._pruned, prune=_prune(fraction, packing)), train)
+        return _passed(functools.partial(self._pruned, prune=prune_config(fraction, packing)), train)
 
     def arguments(self, fraction: Fraction, packing: str, scores: np.ndarray) -> Args:
         return self.params, self.x, self.shapes.keep(scores, fraction)
@@ -210,7 +210,7 @@ class Tower:
         return self._passed(self._full, train, 0.0), (self.plain, self.patches, self.shapes.rows)
 
     def variant(self, train: bool, fraction: Fraction, packing: str) -> Function:
-        prune = _prune(fraction, packing)
+        prune = prune_config(fraction, packing)
         forward = functools.partial(self._pruned, prune=prune, capacity=self.shapes.capacity(fraction))
         return self._passed(forward, train, prune.aux_weight)
 
@@ -226,8 +226,11 @@ def _with_aux(out: VitOutput, rows: FrameRows, weight: float) -> jax.Array:
     return loss + weight * total / jnp.maximum(count, 1)
 
 
-def _prune(fraction: Fraction, packing: str) -> PruneConfig:
-    return PruneConfig(fraction=str(float(fraction)), packing=packing).check()
+def prune_config(fraction: Fraction, packing: str) -> PruneConfig:
+    """STTS that removes exactly `fraction`; a config holds it as a decimal."""
+    text = str(float(fraction))
+    assert as_fraction(text) == fraction
+    return PruneConfig(fraction=text, packing=packing).check()
 
 
 def _vit_params(shapes: Shapes, prune: PruneConfig) -> Any:

@@ -18,8 +18,7 @@ from sttts_jax.bench.workload import Workload
 from sttts_jax.models.config import VitConfig, VlmConfig
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.ops.remat import remat_policy
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from sttts_jax.train.config import DTYPES
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sttts_jax.bench.scopes import prune_config, select
 from sttts_jax.data.schema import RowShape, full_rows
 from sttts_jax.models import flops
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.vlm import Vlm
-from sttts_jax.pruning.budget import as_fraction, n_kept
+from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
-from sttts_jax.pruning.select import select_cells
 
 UNPRUNED = Fraction(0)
-_select = jax.jit(select_cells, static_argnums=(2, 3))
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,13 @@ class Workload:
         vit = self.vlm.vit
         length = self.videos * (n_kept(self.frames, fraction, vit.cells) + self.text)
         frames = self.frames * self.videos
-        return RowShape(frames, self.videos, length, _decimal(fraction), vit.cells, vit.image_size)
+        return RowShape(frames, self.videos, length, str(float(fraction)), vit.cells, vit.image_size)
 
     def prune(self, fraction: Fraction, packing: str) -> PruneConfig:
         """STTS; no pruning at fraction 0."""
         if fraction == 0:
             return PruneConfig(method="none")
-        return PruneConfig(fraction=_decimal(fraction), packing=packing).check()
+        return prune_config(fraction, packing)
 
     def model(self, fraction: Fraction, packing: str) -> Vlm:
         """The model of the bucket; `scores` of a batch decide what it keeps."""
@@ -81,7 +79,7 @@ class Workload:
         """int [B, F]: survivors of every frame, as the model selects by `scores` [B, F, C]."""
         item = jnp.broadcast_to(jnp.repeat(jnp.arange(self.videos), self.frames), scores.shape[:2])
         rows = FrameRows(item.astype(jnp.int32), jnp.ones(item.shape, bool))
-        return np.asarray(_select(jnp.asarray(scores), rows, fraction, self.shape(fraction).kept).mask.sum(axis=-1))
+        return np.asarray(select(jnp.asarray(scores), rows, fraction, self.shape(fraction).kept).mask.sum(axis=-1))
 
     def flops(self, fraction: Fraction, counts: np.ndarray | None, logits: int | None = None) -> list[flops.RowFlops]:
         """Forward FLOPs of each row by part; `logits`: positions of a row that need the head (default: its text)."""
@@ -99,10 +97,3 @@ class Workload:
             )
             for row in ([None] * self.batch if counts is None else counts)
         ]
-
-
-def _decimal(fraction: Fraction) -> str:
-    """The fraction as the text that a config holds."""
-    text = str(float(fraction))
-    assert as_fraction(text) == fraction
-    return text

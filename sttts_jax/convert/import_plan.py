@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from sttts_jax.ckpt.restore import PARAMS, TreeMismatch, read_tree
@@ -24,9 +23,9 @@ from sttts_jax.convert.table import Style, ignored_siglip, pieces, qwen3_pieces,
 from sttts_jax.convert.tied import with_tying
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.paths import PathLike, as_path, read_json
+from sttts_jax.train.config import DTYPES
 from sttts_jax.trees import diff_trees, named_leaves, param_count, tree_bytes
 
-DTYPES: dict[str, Any] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 FRESH = "fresh"  # in the place of a scorer's file
 
 _BEGINNINGS: dict[str, Style] = {  # the first that some tensor has
@@ -80,7 +79,7 @@ def as_dtype(name: str | None) -> np.dtype | None:
         return None
     if name not in DTYPES:
         raise ValueError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return np.dtype(DTYPES[name])
 
 
 def read_config(directory: PathLike) -> dict[str, Any]:
