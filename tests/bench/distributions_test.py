@@ -108,5 +108,5 @@ def test_files_without_scores(tmp_path: pathlib.Path) -> None:
 
 
 def test_shapes_that_follow_from_the_config() -> None:
-    assert SHAPES.middle == 5 and SHAPES.capacity(Fraction(1, 2)) == 648
+    assert SHAPES.vit.head_layers == 5 and SHAPES.capacity(Fraction(1, 2)) == 648
     assert dataclasses.replace(SHAPES, frames=2).rows.item.shape == (2, 2)
