@@ -19,7 +19,8 @@ from sttts_jax.pruning.pack import check_patches, check_survivors, flatten_cells
 from sttts_jax.pruning.select import Kept
 
 
-class BinPlan(struct.PyTreeNode):
+@struct.dataclass
+class BinPlan:
     """Where the frames of a batch go. G = B * F frames.
 
     used    int32 []           bins in use
