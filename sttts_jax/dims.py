@@ -28,42 +28,9 @@ LORA = "lora"
 
 # Activations.
 ACT_BATCH = "act_batch"
-ACT_FRAMES = "act_frames"
-ACT_CELLS = "act_cells"
-ACT_PATCHES = "act_patches"
 ACT_LENGTH = "act_length"
 ACT_EMBED = "act_embed"
 ACT_HEADS = "act_heads"
 ACT_KV_HEADS = "act_kv_heads"
 ACT_HEAD_DIM = "act_head_dim"
 ACT_MLP = "act_mlp"
-ACT_VOCAB = "act_vocab"
-
-PARAMETER_AXES = (
-    LAYERS,
-    EMBED,
-    HEADS,
-    KV_HEADS,
-    HEAD_DIM,
-    MLP,
-    VOCAB,
-    QKV,
-    GATE_UP,
-    PATCH_IN,
-    POSITION,
-    SCORER_MLP,
-    LORA,
-)
-ACTIVATION_AXES = (
-    ACT_BATCH,
-    ACT_FRAMES,
-    ACT_CELLS,
-    ACT_PATCHES,
-    ACT_LENGTH,
-    ACT_EMBED,
-    ACT_HEADS,
-    ACT_KV_HEADS,
-    ACT_HEAD_DIM,
-    ACT_MLP,
-    ACT_VOCAB,
-)

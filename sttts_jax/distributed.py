@@ -1,12 +1,17 @@
-"""Several processes as one run: a single `init` before any device is touched, and barriers with deadlines."""
+"""Several processes as one run: a single `init` before any device is touched, and what they tell each other.
 
-import itertools
+With one process nothing is sent.
+"""
+
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 # Where launchers say how many processes there are; only read to print and to decide whether to start at all.
 _COUNT_VARIABLES = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
@@ -23,7 +28,6 @@ _SHOWN_VARIABLES = (
     "MEGASCALE_SLICE_ID",
     "MEGASCALE_COORDINATOR_ADDRESS",
 )
-_barriers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -109,21 +113,27 @@ def init(config: DistributedConfig, out: Callable[[str], None] = print) -> None:
     )
 
 
-def barrier(name: str, timeout_s: float) -> None:
-    """Waits until every process came here. Does nothing for a single process.
-
-    Every process must call its barriers in the same order. Raises TimeoutError that names the barrier.
-    """
+def everywhere(here: bool) -> bool:
+    """Whether it holds on every process; all of them must ask."""
     if jax.process_count() == 1:
-        return
-    # jax offers barriers with a deadline on the coordination client only; sync_global_devices waits for ever.
-    from jax._src.distributed import global_state
+        return here
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
 
-    client: Any = global_state.client
-    try:
-        client.wait_at_barrier(f"{name}:{next(_barriers)}", int(timeout_s * 1000))
-    except Exception as error:
-        raise TimeoutError(
-            f"process {jax.process_index()} of {jax.process_count()} waited {timeout_s:g} s at the barrier '{name}' "
-            f"and not every process came; look at the logs of the others ({error})"
-        ) from error
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """A global array, whole, on every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def gather_json(value: Any) -> list[Any]:
+    """The values of all processes, in their order; each is plain JSON, and all processes must ask."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)  # [bytes], of another length on every process
+    sizes = np.asarray(multihost_utils.process_allgather(np.asarray(len(text))))  # [processes]
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = text
+    texts = np.asarray(multihost_utils.process_allgather(padded))  # [processes, longest]
+    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]

@@ -15,7 +15,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sttts_jax import dims
-from sttts_jax.trees import named_leaves, table
+from sttts_jax.text_table import text_table
+from sttts_jax.trees import named_leaves
 
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
@@ -34,16 +35,12 @@ RULES: dict[str, tuple[str, ...]] = {
     dims.LORA: (),
     # activations
     dims.ACT_BATCH: ("data", "fsdp"),
-    dims.ACT_FRAMES: ("sequence",),
-    dims.ACT_CELLS: (),
-    dims.ACT_PATCHES: (),
     dims.ACT_LENGTH: ("sequence",),
     dims.ACT_EMBED: (),
     dims.ACT_HEADS: ("tensor",),
     dims.ACT_KV_HEADS: ("tensor",),
     dims.ACT_HEAD_DIM: (),
     dims.ACT_MLP: ("tensor",),
-    dims.ACT_VOCAB: ("tensor",),
 }
 
 MIN_SIZE = 2**18  # numbers; smaller leaves are cheaper to copy than to gather
@@ -186,7 +183,7 @@ def state_table(tree: Any, mesh: Mesh, min_size: int = MIN_SIZE) -> str:
         asked = "-" if plan.names is None else ",".join(str(part) for part in plan.names)
         rows.append((name, f"{plan.dtype}{list(plan.shape)}", asked, _spec_text(plan.spec), f"{mib:.2f}", plan.note))
     rows.append(("total on one device", "", "", "", f"{total:.2f}", ""))
-    return table(("leaf", "array", "names", "split over", "MiB", "note"), rows)
+    return text_table(("leaf", "array", "names", "split over", "MiB", "note"), rows)
 
 
 def _spec_text(spec: PartitionSpec) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sttts_jax.text_table import text_table
+
 Rules = Sequence[tuple[str, str]]
 
 
@@ -82,16 +84,7 @@ def diff_trees(expected: Any, got: Any, limit: int = 40) -> str:
     if not rows:
         return ""
     more = [f"... and {len(rows) - limit} more"] if len(rows) > limit else []
-    return "\n".join([table(("leaf", "expected", "got"), rows[:limit]), *more])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain text columns, left aligned."""
-    lines = [tuple(header), *[tuple(str(cell) for cell in row) for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join([text_table(("leaf", "expected", "got"), rows[:limit]), *more])
 
 
 def param_count(tree: Any) -> int:

@@ -3,7 +3,15 @@
 import jax
 import pytest
 
-from sttts_jax.distributed import DistributedConfig, _detected_processes, barrier, describe, init
+from sttts_jax.distributed import (
+    DistributedConfig,
+    _detected_processes,
+    describe,
+    everywhere,
+    gather_json,
+    init,
+    to_host,
+)
 
 
 def test_a_single_process_is_left_alone() -> None:
@@ -11,7 +19,12 @@ def test_a_single_process_is_left_alone() -> None:
     init(DistributedConfig(), out=said.append)
     init(DistributedConfig(processes=1), out=said.append)
     assert not said and not jax.distributed.is_initialized()
-    barrier("nobody else", timeout_s=0.01)
+
+
+def test_a_single_process_is_everybody() -> None:
+    assert everywhere(True) and not everywhere(False)
+    assert gather_json({"a": [1]}) == [{"a": [1]}]
+    assert to_host(jax.numpy.arange(3)).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

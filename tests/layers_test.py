@@ -22,7 +22,7 @@ PACKAGE = "sttts_jax"
 
 # Each layer: parts that may stand side by side, none seeing another of its row.
 LAYERS: list[set[str]] = [
-    {"dims", "trees", "paths"},
+    {"dims", "text_table", "trees", "paths"},
     {"distributed", "mesh", "sharding", "tpu_flags"},
     {"ops"},
     {"pruning"},

@@ -1,6 +1,8 @@
 """Constraints are really in the program, misspelt names raise, and parameters lie where the table says."""
 
 import contextlib
+import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from sttts_jax import dims, sharding
 from sttts_jax.mesh import make_mesh
+
+NAMES = {constant: name for constant, name in vars(dims).items() if constant.isupper()}
 
 
 class Mlp(nn.Module):
@@ -40,7 +44,14 @@ def boxed_state() -> dict:
 
 
 def test_every_name_of_the_glossary_has_a_rule() -> None:
-    assert set(sharding.RULES) == set(dims.PARAMETER_AXES) | set(dims.ACTIVATION_AXES)
+    assert set(sharding.RULES) == set(NAMES.values())
+
+
+def test_every_name_of_the_glossary_is_used() -> None:
+    root = Path(sharding.__file__).parent
+    files = [file for file in root.rglob("*.py") if file.name not in ("dims.py", "sharding.py")]
+    words = set(re.findall(r"\w+", " ".join(file.read_text() for file in files)))
+    assert set(NAMES) <= words
 
 
 def test_constraint_is_in_the_lowered_module(mesh: jax.sharding.Mesh) -> None:

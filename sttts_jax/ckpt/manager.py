@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
-import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
@@ -19,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.meta import FormatMismatch, check_config, check_layout
 from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, context, load_step, read_step_meta
+from sttts_jax.distributed import everywhere
 from sttts_jax.paths import PathLike, as_path
 
 _policies = ocp.training.save_decision_policies
@@ -214,7 +214,7 @@ class Manager:
         root, broken = self.directory, dict[int, str]()
         for step in reversed(self.steps):
             found, problem = self._try(step, params, opt, data, config, layout)
-            everyone = _everywhere(found is not None)
+            everyone = everywhere(found is not None)
             if found is not None and everyone:
                 self._set_aside(broken)
                 return found
@@ -257,13 +257,6 @@ class Manager:
                 logging.warning("moved the broken step %d to %s", step, files.set_aside(self.directory, step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("broken checkpoints set aside")
-
-
-def _everywhere(here: bool) -> bool:
-    """Whether all processes say yes; every process must ask."""
-    if jax.process_count() == 1:
-        return here
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(here))))
 
 
 def _sentence(error: Exception) -> str:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sttts_jax.trees import flatten_mapping, table
+from sttts_jax.text_table import text_table
+from sttts_jax.trees import flatten_mapping
 
 FORMAT_VERSION = 1
 
@@ -26,9 +27,8 @@ def build_meta(
     config: Mapping[str, Any],
     data_layout: Mapping[str, int],
     counters: Mapping[str, Any],
-    **extra: Any,
 ) -> dict[str, Any]:
-    """The dict to save as `meta`. `counters`: skipped steps, clock totals, host state; `extra`: what else to keep.
+    """The dict to save as `meta`. `counters`: skipped steps, clock totals, host state.
 
     Raises ValueError when something in it is not plain JSON (a numpy scalar, a NaN, a tuple key).
     """
@@ -38,7 +38,6 @@ def build_meta(
         "config": json.dumps(_plain(config), sort_keys=True),
         "data_layout": dict(data_layout),
         "counters": dict(counters),
-        **extra,
     }
     try:
         json.dumps(meta, allow_nan=False)
@@ -90,7 +89,7 @@ def check_config(meta: Mapping[str, Any], config: Mapping[str, Any], free: Seque
     if rows:
         raise ConfigMismatch(
             f"this run directory was made with another config ({len(rows)} keys differ); "
-            f"use another directory, or the old values:\n{table(('key', 'saved', 'now'), rows)}"
+            f"use another directory, or the old values:\n{text_table(('key', 'saved', 'now'), rows)}"
         )
 
 

@@ -16,7 +16,8 @@ from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import OPT, PARAMS, read_meta, read_tree
 from sttts_jax.cli.main import run
 from sttts_jax.paths import as_path
-from sttts_jax.trees import flatten_mapping, named_leaves, param_count, table, tree_bytes
+from sttts_jax.text_table import text_table
+from sttts_jax.trees import flatten_mapping, named_leaves, param_count, tree_bytes
 
 
 def _steps_table(directory: Any) -> str:
@@ -26,7 +27,7 @@ def _steps_table(directory: Any) -> str:
         size = sum(files.file_sizes(path).values()) / 2**20
         when = datetime.fromtimestamp(path.stat().mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
         rows.append((str(step), f"{size:.2f}", when, files.problem_of(directory, step) or "whole"))
-    return table(("step", "MiB", "written", "state"), rows)
+    return text_table(("step", "MiB", "written", "state"), rows)
 
 
 def _tree_table(tree: Any, depth: int) -> str:
@@ -41,11 +42,11 @@ def _tree_table(tree: Any, depth: int) -> str:
         rows.append((name, shape, f"{param_count(leaves):,}", f"{tree_bytes(leaves) / 2**20:.2f}"))
     count = f"{len(named_leaves(tree))} leaves"
     rows.append(("total", count, f"{param_count(tree):,}", f"{tree_bytes(tree) / 2**20:.2f}"))
-    return table(("leaf", "array", "numbers", "MiB"), rows)
+    return text_table(("leaf", "array", "numbers", "MiB"), rows)
 
 
 def _plain_table(tree: dict[str, Any]) -> str:
-    return table(("key", "value"), [(key, json.dumps(value)) for key, value in flatten_mapping(tree).items()])
+    return text_table(("key", "value"), [(key, json.dumps(value)) for key, value in flatten_mapping(tree).items()])
 
 
 def main(argv: list[str]) -> int:

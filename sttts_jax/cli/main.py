@@ -10,7 +10,6 @@ so that `python -m sttts_jax.cli.COMMAND` is the same as `sttts-jax COMMAND`.
 
 import difflib
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -23,16 +22,15 @@ from sttts_jax.tpu_flags import set_tpu_flags
 
 Command = Callable[[list[str]], int | None]
 
-# Name and one line, in the order a newcomer meets them. A command is listed once its file exists.
+# Name and one line, in the order a newcomer meets them.
 COMMANDS = {
     "data": "build, inspect and list datasets",
     "train": "train a model from a config file; the same command resumes",
     "evaluate": "answer benchmark questions from a checkpoint; accuracy with intervals",
-    "answer": "answer one question about one video",
+    "answer": "answer questions about videos and images",
     "score": "show which parts of a video a checkpoint keeps",
     "inspect": "print what is in a checkpoint, on any machine",
     "convert": "Hugging Face safetensors to Orbax, and back",
-    "plan": "compile for a TPU topology without one: memory, FLOPs, step time",
     "bench": "measure pruning, training, inference or data loading",
 }
 
@@ -48,18 +46,10 @@ USER_ERRORS = (
 )
 
 
-def available() -> dict[str, str]:
-    """Commands whose file is installed: name -> one line."""
-    return {
-        name: line for name, line in COMMANDS.items() if importlib.util.find_spec(f"sttts_jax.cli.{name}") is not None
-    }
-
-
 def usage() -> str:
     """The text of `sttts-jax --help`."""
-    commands = available()
-    width = max(map(len, commands), default=0)
-    lines = [f"  {name.ljust(width)}  {line}" for name, line in commands.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {line}" for name, line in COMMANDS.items()]
     return "\n".join(
         [
             "usage: sttts-jax COMMAND [ARGUMENT ...]",
@@ -105,20 +95,19 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] in ("--version", "-V"):
         print(f"sttts-jax {sttts_jax.__version__}")
         return 0
-    commands = available()
-    if argv[0] not in commands:
-        print(f"sttts-jax: error: {_unknown(argv[0], list(commands))}", file=sys.stderr)
+    if argv[0] not in COMMANDS:
+        print(f"sttts-jax: error: {_unknown(argv[0])}", file=sys.stderr)
         return 2
     name = argv[0]
     # Imported inside of run(), which also takes Ctrl-C during the seconds that importing JAX takes.
     return run(name, lambda rest: importlib.import_module(f"sttts_jax.cli.{name}").main(rest), argv[1:])
 
 
-def _unknown(name: str, commands: list[str]) -> str:
-    close = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     if close:
         return f"there is no command {name!r}; did you mean {close[0]!r}?"
-    return f"there is no command {name!r}; choose one of: {', '.join(commands)}"
+    return f"there is no command {name!r}; choose one of: {', '.join(COMMANDS)}"
 
 
 def _sentence(error: BaseException) -> str:

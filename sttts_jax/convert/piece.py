@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sttts_jax.convert.safetensors_files import FLOATS, StoredTensor
-from sttts_jax.trees import named_leaves, table
+from sttts_jax.text_table import text_table
+from sttts_jax.trees import named_leaves
 
 MAX_ROWS = 40  # of a table in an error message
 
@@ -143,7 +144,7 @@ def compare(pieces: Sequence[Piece], listing: Mapping[str, StoredTensor], ignore
         more = f"\n... and {len(rows) - MAX_ROWS} more" if len(rows) > MAX_ROWS else ""
         raise CheckpointMismatch(
             f"{len(rows)} tensors of the checkpoint are not those of this model (expected = the config):\n"
-            + table(("tensor", "expected", "got"), rows[:MAX_ROWS])
+            + text_table(("tensor", "expected", "got"), rows[:MAX_ROWS])
             + more
         )
     return [piece for piece in pieces if piece.tensor in wanted]

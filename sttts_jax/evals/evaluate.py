@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from sttts_jax.ckpt.workdir import Workdir
-from sttts_jax.evals.gather import everywhere
+from sttts_jax.distributed import everywhere
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.prose import percent
 from sttts_jax.evals.questions import Questions, task_source

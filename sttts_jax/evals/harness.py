@@ -19,7 +19,7 @@ import numpy as np
 from sttts_jax.data.device import to_device
 from sttts_jax.data.evaluation import EvalBatch, QuestionShape, eval_batches
 from sttts_jax.data.schema import RowShape
-from sttts_jax.evals.gather import gather, to_host
+from sttts_jax.distributed import gather_json, to_host
 from sttts_jax.evals.masks import pack_mask
 from sttts_jax.evals.questions import TOGETHER, Bucket, Questions, frame_ladder
 from sttts_jax.evals.results import Key, Result, Tally
@@ -107,8 +107,7 @@ class Harness:
         """The same on every process, whatever one of them cannot read: batches are the steps that all take together."""
         ladder = frame_ladder(setting.max_frames, self.steps)
         plan = questions.plan(setting, ladder, self.rows, self.together)
-        first = gather([{"number": jax.process_index(), "plan": plan}])[0]
-        return [Bucket(*bucket) for bucket in first["plan"]]
+        return [Bucket(*bucket) for bucket in gather_json(plan)[0]]
 
     def _run(self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]) -> _Run:
         started, before = time.perf_counter(), set(self._programs)
@@ -134,7 +133,7 @@ class Harness:
                 answers += [] if held is None else self._read(questions.task, *held)
                 held = (batch, said)
             answers += [] if held is None else self._read(questions.task, *held)
-        return {answer["number"]: answer for answer in gather(answers)}
+        return {answer["number"]: answer for told in gather_json(answers) for answer in told}
 
     def _batches(
         self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]

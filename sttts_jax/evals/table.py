@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sttts_jax.evals.evaluate import Evaluation
 from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
 from sttts_jax.evals.results import Result, Tally
-from sttts_jax.trees import table
+from sttts_jax.text_table import text_table
 
 CONFIDENCE = "intervals are 95 % (Wilson)"
 
@@ -40,7 +40,7 @@ def results_table(evaluations: Sequence[Evaluation], task: int) -> str:
                 seconds(result.seconds_per_question),
             ]
         )
-    return table(header, lines)
+    return text_table(header, lines)
 
 
 def _accuracy(tally: Tally | None) -> str:

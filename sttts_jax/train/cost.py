@@ -6,9 +6,10 @@ from collections.abc import Collection
 from typing import Any
 
 from sttts_jax.models.flops import RowFlops, example_pairs, parameter_counts, row_flops, train_factor
+from sttts_jax.text_table import text_table
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.optimizer import FROZEN
-from sttts_jax.trees import named_leaves, table
+from sttts_jax.trees import named_leaves
 
 TERA, PETA = 1e12, 1e15
 # Whose weights the products of each part of RowFlops take.
@@ -77,7 +78,7 @@ def describe(config: RunConfig) -> str:
     whole = unpruned(config)
     buckets = [whole, *(part for part in config.buckets if part.pruning.removed != "0")]
     header = ("", "cells", "tokens", "ViT", "scorer", "connector", "LLM", "head", "row", "step", "")
-    lines = table(header, [_line(part, whole) for part in buckets])
+    lines = text_table(header, [_line(part, whole) for part in buckets])
     return (
         f"parameters: {parts}; all {sum(counts.values()):,}\n"
         f"{config.data.rows} rows a step, in each {videos_of_row(config)} x {config.data.max_frames} frames and text;"

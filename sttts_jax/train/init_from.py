@@ -12,9 +12,10 @@ from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_known_params, read_step_meta
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.paths import PathLike
+from sttts_jax.text_table import text_table
 from sttts_jax.train.config import ModelConfig, section
 from sttts_jax.train.state import Blueprint, TrainState, init_params
-from sttts_jax.trees import flatten_mapping, map_named, named_leaves, table
+from sttts_jax.trees import flatten_mapping, map_named, named_leaves
 
 # Parameters that a checkpoint to start from may lack: what this package adds to a released model.
 ADDED = (r"vit/scorer/.*", r".*_lora_[ab]")
@@ -66,7 +67,7 @@ def _check_sizes(init_from: PathLike, saved: dict[str, Any], model: VlmConfig) -
     if rows:
         raise ValueError(
             f"init_from={init_from}: its parameters fit, but its model has other sizes; give them in "
-            f"model.overrides:\n{table(('size', 'checkpoint', 'this run'), rows)}"
+            f"model.overrides:\n{text_table(('size', 'checkpoint', 'this run'), rows)}"
         )
 
 

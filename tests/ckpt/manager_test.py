@@ -55,7 +55,7 @@ def abstract(tree: Any, mesh: jax.sharding.Mesh | None = None) -> Any:
 
 
 def meta(step: int, config: Any = CONFIG) -> dict[str, Any]:
-    return build_meta(step=step, config=config, data_layout=LAYOUT, counters={"skipped": 0}, model={"width": 4})
+    return build_meta(step=step, config=config, data_layout=LAYOUT, counters={"skipped": 0})
 
 
 @jax.jit

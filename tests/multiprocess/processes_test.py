@@ -1,4 +1,4 @@
-"""Two real processes of 4 CPU devices each: rows from the mesh, barriers, checkpoints, preemption."""
+"""Two real processes of 4 CPU devices each: rows from the mesh, what they tell each other, checkpoints, preemption."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def _finish(workers: list[subprocess.Popen[str]], timeout_s: float = 120) -> lis
     return texts
 
 
-@pytest.mark.parametrize("case", ["rows", "barriers", "checkpoint"])
+@pytest.mark.parametrize("case", ["rows", "words", "checkpoint"])
 def test_two_processes(case: str, tmp_path: Path) -> None:
     texts = _finish(_start(case, tmp_path / "checkpoints"))
     for process, text in enumerate(texts):

@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta
-from sttts_jax.distributed import DistributedConfig, barrier, init
+from sttts_jax.distributed import DistributedConfig, everywhere, gather_json, init, to_host
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
 
@@ -40,18 +41,14 @@ def rows_come_from_the_mesh() -> None:
             np.testing.assert_array_equal(shard.data, whole[shard.index])
 
 
-def barriers_have_deadlines(process: int) -> None:
-    """Everybody comes, or TimeoutError says who waited where."""
-    barrier("all", timeout_s=30)
-    if process == 0:
-        try:
-            barrier("late", timeout_s=0.5)
-        except TimeoutError as error:
-            assert "process 0 of 2" in str(error) and "'late'" in str(error)
-        else:
-            raise AssertionError("the barrier let a lone process through")
-    else:
-        time.sleep(2)
+def they_tell_each_other(process: int) -> None:
+    """Values of other lengths on every process, in the order of processes; arrays whole; a single no is no."""
+    told = gather_json({"process": process, "words": ["so"] * (1 + 5 * process)})
+    assert told == [{"process": 0, "words": ["so"]}, {"process": 1, "words": ["so"] * 6}]
+    assert everywhere(True) and not everywhere(process == 0)
+    mesh = make_mesh({"data": 8})
+    rows = jax.make_array_from_process_local_data(DataLayout(mesh).sharding(), np.full(4, process), global_shape=(8,))
+    assert to_host(rows).tolist() == [0] * 4 + [1] * 4
 
 
 def _state(mesh: jax.sharding.Mesh, value: float) -> Any:
@@ -72,10 +69,10 @@ def saves_and_falls_back(process: int, directory: str) -> None:
     for step in (1, 2):
         manager.save(step, *_state(mesh, step), None, _meta(layout, step))
     manager.close()
-    barrier("saved", timeout_s=60)
+    sync_global_devices("saved")
     if process == 0:
         next((Path(directory) / "2" / "params" / "d").iterdir()).write_bytes(b"")
-    barrier("damaged", timeout_s=60)
+    sync_global_devices("damaged")
     other = make_mesh({"data": 2, "fsdp": 4})
     split = NamedSharding(other, PartitionSpec("fsdp"))
     target = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split)
@@ -118,8 +115,8 @@ def main() -> None:
     assert jax.process_count() == processes and jax.device_count() == 4 * processes
     if case == "rows":
         rows_come_from_the_mesh()
-    elif case == "barriers":
-        barriers_have_deadlines(process)
+    elif case == "words":
+        they_tell_each_other(process)
     elif case == "checkpoint":
         saves_and_falls_back(process, directory)
     elif case == "preemption":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sttts_jax.trees import table
+from sttts_jax.text_table import text_table
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -51,4 +51,4 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if worst:
         terminalreporter.section("parity with transformers, float32")
         rows = [(*key[:2], f"{error:.1e}", f"{key[2]:.0e}") for key, error in worst.items()]
-        terminalreporter.write_line(table(("model", "quantity", "largest error", "bound"), rows))
+        terminalreporter.write_line(text_table(("model", "quantity", "largest error", "bound"), rows))
