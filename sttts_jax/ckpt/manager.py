@@ -21,7 +21,6 @@ from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, contex
 from sttts_jax.distributed import everywhere
 from sttts_jax.paths import PathLike, as_path
 
-_policies = ocp.training.save_decision_policies
 _keep = ocp.training.preservation_policies
 
 
@@ -35,7 +34,8 @@ class CheckpointConfig:
 
     every           steps between saves; the last step is saved too
     keep            newest steps to keep
-    best_metric     also keep the step where it is highest: "eval/TASK/accuracy" of a task of the evaluation section
+    best_metric     also keep the step where it is highest, of equal ones the last: "eval/TASK/accuracy" of a task of
+                    the evaluation section
     """
 
     every: int = 500
@@ -124,21 +124,35 @@ class Manager:
     ) -> bool:
         """Starts to save a step; the arrays may be donated as soon as this returns. False when the step exists already.
 
-        data: a Grain iterator, or None. metrics: plain floats, for best_metric.
-        Raises CheckpointError when this or the save before it failed.
+        data: a Grain iterator, or None. metrics: what an evaluation of this step found, None without one; a step
+        without them is never the best.
+        Raises CheckpointError when this or the save before it failed, ValueError when `best_metric` is none of
+        `metrics`.
         """
+        ranked = self._ranked(metrics)
         self.wait()
         if step in self.steps:
             return False
         parts = {PARAMS: params, OPT: opt, META: dict(meta)} | ({} if data is None else {DATA: data})
         try:
-            response = self._orbax().save_checkpointables_async(
-                step, parts, force=True, metrics=None if metrics is None else dict(metrics)
-            )
+            # By force: the loop decides when to save, not a policy of Orbax.
+            response = self._orbax().save_checkpointables_async(step, parts, force=True, metrics=ranked)
         except Exception as error:
             raise self._failure(step, error) from error
         self._pending = (step, response)
         return True
+
+    def _ranked(self, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+        """The number that decides which step is the best, as Orbax keeps it beside the arrays."""
+        name = self._config.best_metric
+        if not name or metrics is None:
+            return None
+        if name not in metrics:
+            raise ValueError(
+                f"checkpoint.best_metric={name!r} is not a metric of the evaluation; choose one of: "
+                f"{', '.join(sorted(metrics)) or 'none'}"
+            )
+        return {name: float(metrics[name])}
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
         return CheckpointError(
@@ -187,17 +201,13 @@ class Manager:
                 _remove_unfinished(self.directory)
             keep: list[Any] = [_keep.LatestN(self._config.keep)]
             if self._config.best_metric:
-                keep.append(_keep.BestN(get_metric_fn=self._metric, n=1, keep_checkpoints_without_metrics=False))
+                keep.append(_best(self._config.best_metric))
             self._writer = ocp.training.Checkpointer(
                 self.directory,
                 context=context(),
-                save_decision_policy=_policies.FixedIntervalPolicy(self._config.every),
                 preservation_policy=_keep.AnyPreservationPolicy(keep),
             )
         return self._writer
-
-    def _metric(self, metrics: Any) -> float:
-        return metrics[self._config.best_metric]
 
     def restore_latest(
         self, params: Any, opt: Any, data: Any, *, config: Mapping[str, Any], layout: Mapping[str, int]
@@ -257,6 +267,14 @@ class Manager:
                 logging.warning("moved the broken step %d to %s", step, files.set_aside(self.directory, step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("broken checkpoints set aside")
+
+
+def _best(name: str) -> Any:
+    """Keeps the step where the metric is highest; those saved when another one was ranked count for nothing."""
+    lowest = float("-inf")
+    return _keep.BestN(
+        get_metric_fn=lambda metrics: metrics.get(name, lowest), n=1, keep_checkpoints_without_metrics=False
+    )
 
 
 def _sentence(error: Exception) -> str:

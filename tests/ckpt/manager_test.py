@@ -125,12 +125,45 @@ def test_newest_are_kept_and_sizes_recorded(tmp_path: Path) -> None:
     assert not files.problem_of(tmp_path, 10)
 
 
-def test_best_is_kept_too(tmp_path: Path) -> None:
-    manager = Manager(tmp_path, CheckpointConfig(every=1, keep=1, best_metric="accuracy"))
-    for step, accuracy in enumerate([0.1, 0.9, 0.3, 0.2], start=1):
-        manager.save(step, params(), TX.init(params()), None, meta(step), metrics={"accuracy": accuracy})
+def _saved(directory: Path, accuracies: dict[int, float | None], **config: Any) -> list[int]:
+    """The steps that are left after saving at these, each with its accuracy if it was evaluated."""
+    manager = Manager(directory, CheckpointConfig(**{"every": 1, "keep": 1, "best_metric": "accuracy", **config}))
+    for step, accuracy in accuracies.items():
+        metrics = None if accuracy is None else {"accuracy": accuracy, "loss": 1.0}
+        manager.save(step, params(), TX.init(params()), batches(), meta(step), metrics)
     manager.close()
-    assert files.list_steps(tmp_path) == [2, 4]
+    return manager.steps
+
+
+def test_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    assert _saved(tmp_path, {1: 0.1, 2: 0.9, 3: 0.3, 4: 0.2}) == [2, 4]
+    assert not files.problem_of(tmp_path, 2)
+
+
+def test_best_of_those_that_were_evaluated(tmp_path: Path) -> None:
+    assert _saved(tmp_path, {1: 0.1, 2: None, 3: 0.9, 4: None, 5: 0.2, 6: None, 7: None}, keep=2) == [3, 6, 7]
+
+
+def test_of_equal_steps_the_last_is_the_best(tmp_path: Path) -> None:
+    assert _saved(tmp_path, {1: 0.5, 2: 0.5, 3: 0.1}) == [2, 3]
+
+
+def test_best_survives_a_restart_which_goes_on_from_the_newest(tmp_path: Path) -> None:
+    assert _saved(tmp_path, {2: 0.9, 4: 0.3, 6: None}) == [2, 6]
+    assert restore(tmp_path).step == 6
+    assert _saved(tmp_path, {8: 0.8, 10: 0.1}) == [2, 10]
+    assert _saved(tmp_path, {12: 1.0, 14: None}) == [12, 14]
+
+
+def test_steps_saved_for_another_metric_count_for_nothing(tmp_path: Path) -> None:
+    assert _saved(tmp_path, {1: 0.9, 2: None}) == [1, 2]
+    assert _saved(tmp_path, {3: 0.5, 4: None}, best_metric="loss") == [3, 4]
+
+
+def test_a_best_metric_that_no_evaluation_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="best_metric='acuracy' is not a metric .* choose one of: accuracy, loss"):
+        _saved(tmp_path, {1: 0.9}, best_metric="acuracy")
+    assert files.list_steps(tmp_path) == []
 
 
 def test_saving_a_step_twice_is_refused_quietly(tmp_path: Path) -> None:
