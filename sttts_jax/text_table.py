@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Plain text columns, left aligned."""
     lines = [tuple(header), *[tuple(str(cell) for cell in row) for row in rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]

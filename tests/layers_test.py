@@ -23,7 +23,7 @@ PACKAGE = "sttts_jax"
 # Each layer: parts that may stand side by side, none seeing another of its row.
 LAYERS: list[set[str]] = [
     {"dims", "text_table", "trees", "paths"},
-    {"distributed", "mesh", "sharding", "tpu_flags"},
+    {"compile_cache", "distributed", "mesh", "sharding", "tpu_flags"},
     {"ops"},
     {"pruning"},
     {"models", "data"},

@@ -10,7 +10,17 @@ from sttts_jax.trees import flatten_mapping
 FORMAT_VERSION = 1
 
 # Top-level config keys that leave the run's mathematics alone, so that a resume may change them.
-FREE_KEYS = ("checkpoint", "distributed", "evaluation", "log", "mesh", "profile", "watchdog", "workdir")
+FREE_KEYS = (
+    "checkpoint",
+    "compile_cache",
+    "distributed",
+    "evaluation",
+    "log",
+    "mesh",
+    "profile",
+    "watchdog",
+    "workdir",
+)
 
 
 class ConfigMismatch(ValueError):

@@ -106,10 +106,12 @@ def load_known_params(
     """
     wanted = named_leaves(abstract)
     saved = read_tree(step_path, PARAMS)
-    have, patterns = named_leaves(saved), [re.compile(pattern) for pattern in may_lack]
-    lacking = [name for name in wanted if name not in have and any(p.fullmatch(name) for p in patterns)]
+    there = named_leaves(saved)
+    lacking = [
+        name for name in wanted if name not in there and any(re.fullmatch(pattern, name) for pattern in may_lack)
+    ]
     check_tree(step_path, PARAMS, {name: leaf for name, leaf in wanted.items() if name not in lacking}, cast=True)
-    target = map_named(lambda name, _: wanted[name], saved)
+    target = map_named(lambda name, _: wanted[name], saved)  # the tree as saved, the leaves as wanted
     with context():
         loaded = ocp.load_checkpointables(step_path, {PARAMS: _placed(target)})[PARAMS]
     return named_leaves(loaded), lacking

@@ -28,7 +28,7 @@ CHUNK_BYTES = 32 * 2**20  # at most, of what is written or read at once
 WHOLE_BYTES = 4 * 2**20  # leaves up to this size are one chunk
 COARSE_BYTES = 64 * 2**20  # chunks above this were not written here
 
-Index = tuple[Any, ...]
+Index = tuple[Any, ...]  # numbers and slices, one an axis from the first on; the axes of numbers are gone after it
 
 
 def create_step(step_path: PathLike, leaves: Iterable[str], meta: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ def chunk_shape(shape: Sequence[int], itemsize: int, units: Sequence[int]) -> tu
     chunk = [1 if axis in units else size for axis, size in enumerate(shape)]
     while math.prod(chunk) * itemsize > CHUNK_BYTES:
         longest = chunk.index(max(chunk))
-        chunk[longest] = -(-chunk[longest] // 2)
+        chunk[longest] = math.ceil(chunk[longest] / 2)
     return tuple(chunk)
 
 
@@ -96,8 +96,10 @@ def write_slice(leaf: ts.TensorStore, index: Index, array: np.ndarray) -> None:
 
     Chunk by chunk: beside `array`, about two chunks are in memory.
     """
-    place = leaf[index][ts.d[:].translate_to[0]] if array.ndim else leaf[index]
-    for region in regions(array.shape, _kept(chunk_of(leaf), index)):
+    place = leaf[index]  # of the array's shape, but numbered as in the leaf: slice(3, 6) goes from 3 on
+    if array.ndim:
+        place = place[ts.d[:].translate_to[0]]  # numbered from 0 on, as the array
+    for region in regions(array.shape, _without_numbers(chunk_of(leaf), index)):
         place[region].write(array[region]).result()
 
 
@@ -106,15 +108,18 @@ def read_slice(leaf: ts.TensorStore, index: Index) -> np.ndarray:
     return leaf[index].read().result()
 
 
-def _kept(chunk: Sequence[int], index: Index) -> list[int]:
-    """Sizes of a chunk along the axes that the index leaves."""
+def _without_numbers(chunk: Sequence[int], index: Index) -> list[int]:
+    """Sizes of a chunk along the axes that are left after the index: (1, 8, 4) under (3, slice(8)) is [8, 4]."""
     numbers = {axis for axis, entry in enumerate(index) if not isinstance(entry, slice)}
     return [size for axis, size in enumerate(chunk) if axis not in numbers]
 
 
 def regions(shape: Sequence[int], chunk: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Slices that cut an array of `shape` into chunks, in order."""
-    cuts = [[slice(i, min(i + c, n)) for i in range(0, n, c)] for n, c in zip(shape, chunk, strict=True)]
+    """Slices that cut an array of `shape` into chunks, in order: (5,) by (2,) is 0:2, 2:4, 4:5."""
+    cuts = [
+        [slice(start, min(start + step, size)) for start in range(0, size, step)]
+        for size, step in zip(shape, chunk, strict=True)
+    ]
     return itertools.product(*cuts)
 
 
@@ -123,13 +128,13 @@ def fine_leaf(leaf: ts.TensorStore, name: str, folder: PathLike) -> ts.TensorSto
 
     A training run writes a chunk for every device: all layers of a part of a matrix.
     """
-    chunk, itemsize = chunk_of(leaf), leaf.dtype.numpy_dtype.itemsize
-    if math.prod(chunk) * itemsize <= COARSE_BYTES:
+    coarse, dtype = chunk_of(leaf), leaf.dtype.numpy_dtype
+    if math.prod(coarse) * dtype.itemsize <= COARSE_BYTES:
         return leaf
-    finer = list(chunk)
-    while math.prod(finer) * itemsize > CHUNK_BYTES and finer[0] > 1:
-        finer[0] = -(-finer[0] // 2)
-    copy = _create(_store(as_path(folder), name), leaf.shape, leaf.dtype.numpy_dtype, finer)
-    for region in regions(leaf.shape, chunk):
+    fine = list(coarse)  # fewer layers, the rest whole
+    while math.prod(fine) * dtype.itemsize > CHUNK_BYTES and fine[0] > 1:
+        fine[0] = math.ceil(fine[0] / 2)
+    copy = _create(_store(as_path(folder), name), leaf.shape, dtype, fine)
+    for region in regions(leaf.shape, coarse):  # each chunk of the source is read once
         copy[region].write(leaf[region].read().result()).result()
     return copy

@@ -10,6 +10,7 @@ from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.ckpt.workdir import Workdir
+from sttts_jax.compile_cache import use_compile_cache
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.infer.checkpoint import Checkpoint, all_devices
 from sttts_jax.infer.model import Model
@@ -44,6 +45,7 @@ def read_checkpoint(directory: PathLike) -> Checkpoint:
     Raises FileNotFoundError without a checkpoint, ValueError where it is damaged or its tokenizer is missing.
     """
     set_tpu_flags()
+    use_compile_cache()
     step = resolve_step(directory)
     meta = read_meta(step)
     raw = saved_config(meta)

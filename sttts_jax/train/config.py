@@ -205,12 +205,15 @@ class RunConfig:
     tokenizer       a directory with tokenizer.json; "": that of init_from, or without one trained on the run's own text
     init_from       where the parameters of a run's first start come from: a converted checkpoint, another run's
                     workdir, or a step of one; "" starts from fresh ones
+    compile_cache   where compiled programs are kept for the next start: "auto" is the user's cache directory, and
+                    nowhere if there are several processes; "off"; or a directory
     """
 
     seed: int = 0
     total_steps: int = 1000
     tokenizer: str = ""
     init_from: str = ""
+    compile_cache: str = "auto"
     model: ModelConfig
     pruning: PruneConfig
     data: DataConfig

@@ -8,6 +8,7 @@ from sttts_jax import distributed
 from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import read_meta
 from sttts_jax.ckpt.workdir import Workdir
+from sttts_jax.compile_cache import use_compile_cache
 from sttts_jax.paths import PathLike
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.loop import train
@@ -31,6 +32,7 @@ def main(
     _check_same_run(place, raw)
     evaluate = _evaluate(checked, evaluator)
     distributed.init(checked.distributed)
+    use_compile_cache(checked.compile_cache)
     tokenizer = run_tokenizer(checked, place)
     run = prepare(checked, raw, place, tokenizer)
     return train(run, first_state(run), evaluate, out)

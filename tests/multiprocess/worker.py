@@ -20,6 +20,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta
+from sttts_jax.compile_cache import use_compile_cache
 from sttts_jax.distributed import DistributedConfig, everywhere, gather_json, init, to_host
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
@@ -42,9 +43,13 @@ def rows_come_from_the_mesh() -> None:
 
 
 def they_tell_each_other(process: int) -> None:
-    """Values of other lengths on every process, in the order of processes; arrays whole; a single no is no."""
+    """Values of other lengths on every process, in the order of processes; arrays whole; a single no is no.
+
+    Each compiles for itself.
+    """
     told = gather_json({"process": process, "words": ["so"] * (1 + 5 * process)})
     assert told == [{"process": 0, "words": ["so"]}, {"process": 1, "words": ["so"] * 6}]
+    assert use_compile_cache() == ""
     assert everywhere(True) and not everywhere(process == 0)
     mesh = make_mesh({"data": 8})
     rows = jax.make_array_from_process_local_data(DataLayout(mesh).sharding(), np.full(4, process), global_shape=(8,))

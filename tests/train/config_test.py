@@ -62,7 +62,7 @@ def test_every_config_key_has_a_reader():
     unread = {key for key in keys if key.split(".")[1] not in read and not key.startswith("mesh.")}
     assert not unread
     assert {f.name for f in dataclasses.fields(SECTIONS["mesh"])} == {"data", "fsdp", "tensor", "sequence"}
-    assert set(SCALARS) == {"seed", "total_steps", "tokenizer", "init_from"} <= read
+    assert set(SCALARS) == {"seed", "total_steps", "tokenizer", "init_from", "compile_cache"} <= read
 
 
 def _meanings(kind: type) -> dict[str, str]:
