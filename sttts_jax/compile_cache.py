@@ -6,13 +6,14 @@ is a part, so a home directory may be shared by different machines. What compile
 """
 
 import os
+from pathlib import Path
 
 import jax
 from absl import logging
 
 from sttts_jax.paths import as_path, is_local
 
-MAX_BYTES = 2 * 2**30  # the programs that were used longest ago go first
+MAX_BYTES = 2 * 2**30  # of `user_directory`: the programs that were used longest ago go first
 
 
 def use_compile_cache(where: str = "auto") -> str:
@@ -36,8 +37,8 @@ def use_compile_cache(where: str = "auto") -> str:
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # XLA itself writes to local files alone
     elif not _is_writable(directory):
         return ""
-    elif jax.config.values["jax_compilation_cache_max_size"] < 0:  # as it is when nobody said anything
-        jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    if where == "auto":
+        _limit_size(directory)
     jax.config.update("jax_compilation_cache_dir", directory)
     return directory
 
@@ -58,3 +59,16 @@ def _is_writable(directory: str) -> bool:
     if problem:
         logging.warning("compiled programs are not kept in %s: %s", directory, problem)
     return not problem
+
+
+def _limit_size(directory: str) -> None:
+    """MAX_BYTES, where the user's JAX_COMPILATION_CACHE_MAX_SIZE says nothing.
+
+    JAX writes a program, then the time of its last use. A process that was killed between the two leaves a program
+    without one, at which JAX would stop every time it looks for the oldest.
+    """
+    if jax.config.values["jax_compilation_cache_max_size"] < 0:
+        jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    for program in Path(directory).glob("*-cache"):
+        if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+            program.unlink(missing_ok=True)

@@ -86,13 +86,30 @@ def test_several_processes_share_nothing_unless_told_where(monkeypatch: pytest.M
     assert use_compile_cache(str(tmp_path / "shared")) == jax.config.values[DIRECTORY] == str(tmp_path / "shared")
 
 
-def test_the_size_is_limited_where_the_user_did_not_say(tmp_path: Path) -> None:
-    use_compile_cache(str(tmp_path / "a"))
+def test_our_directory_is_limited_where_the_user_did_not_say() -> None:
+    use_compile_cache()
     assert jax.config.values[SIZE] == MAX_BYTES
     jax.config.update(SIZE, 10**6)
     jax.config.update(DIRECTORY, None)
-    use_compile_cache(str(tmp_path / "b"))
+    use_compile_cache()
     assert jax.config.values[SIZE] == 10**6
+
+
+def test_a_named_directory_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "program-cache").write_text("of another program")
+    use_compile_cache(str(tmp_path))
+    assert jax.config.values[SIZE] == -1 and (tmp_path / "program-cache").exists()
+
+
+def test_a_program_that_was_cut_off_is_compiled_again() -> None:
+    home, _ = _process()
+    programs = list(Path(home).glob("*-cache"))
+    for program in programs:
+        os.truncate(program, 10)
+        program.with_name(program.name.removesuffix("-cache") + "-atime").unlink()
+    assert _process() == (home, 0)
+    assert all(program.stat().st_size > 10 for program in programs)
+    assert _process()[1] > 0
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
