@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 
+from sttts_jax.text_table import text_table
 from sttts_jax.train.optimizer import FROZEN
 from sttts_jax.train.state import Blueprint
-from sttts_jax.trees import named_leaves, table
+from sttts_jax.trees import named_leaves
 
 MIB = 2**20
 
@@ -23,7 +24,7 @@ def parameter_overview(plan: Blueprint) -> str:
         (part, dtype, f"{count:,}", f"{trained:,}", f"{count - trained:,}", f"{size / MIB:,.1f}")
         for (part, dtype), (count, trained, size) in parts.items()
     ]
-    return table(("part", "dtype", "parameters", "trained", "frozen", "MiB"), rows)
+    return text_table(("part", "dtype", "parameters", "trained", "frozen", "MiB"), rows)
 
 
 def _part(name: str) -> str:
