@@ -82,7 +82,8 @@ def test_kill_9_at_any_step_resumes_bit_equal(clips, whole, tmp_path):
 
 
 def test_a_start_shows_what_is_trained_and_where_it_lies(clips, tmp_path, capsys):
-    train(tiny_config(clips, total_steps=1, log__tensorboard=True, optimizer__train_only=("vit/.*",)), tmp_path)
+    settings = {"optimizer__warmup": 0, "optimizer__train_only": ("vit/.*",)}
+    train(tiny_config(clips, total_steps=1, log__tensorboard=True, **settings), tmp_path)
     table = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert table["scorer"][3] == table["scorer"][2] != "0" and table["llm"][3] == "0"  # trained, of all
     leaves = (tmp_path / "state.txt").read_text().splitlines()
