@@ -27,9 +27,7 @@ def _workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manager = Manager(workdir / "checkpoints", CheckpointConfig())
     for step in (1, 2):
         params = {"vit": {"w": jax.device_put(jnp.arange(16.0) * step, split)}, "llm": {"w": jnp.ones((2, 3))}}
-        meta = build_meta(
-            step=step, config={"model": {"width": 4}}, data_layout=LAYOUT, counters={}, pruning={"k": "0.5"}
-        )
+        meta = build_meta(step=step, config={"model": {"width": 4}}, data_layout=LAYOUT, counters={"skipped": 7})
         manager.save(step, params, {"mu": params}, None, meta)
     manager.close()
     return workdir
@@ -45,9 +43,9 @@ def test_an_older_step(workdir: Path) -> None:
     np.testing.assert_array_equal(load_params(workdir / "checkpoints" / "1")["vit"]["w"], np.arange(16.0))
 
 
-def test_meta_carries_config_and_extras(workdir: Path) -> None:
+def test_meta_carries_config_and_counters(workdir: Path) -> None:
     meta = read_meta(workdir)
-    assert saved_config(meta) == {"model": {"width": 4}} and meta["pruning"] == {"k": "0.5"}
+    assert saved_config(meta) == {"model": {"width": 4}} and meta["counters"] == {"skipped": 7}
 
 
 def test_without_a_target_arrays_come_to_one_device(workdir: Path) -> None:
@@ -122,7 +120,7 @@ def test_trees_are_read_without_arrays(workdir: Path) -> None:
 def test_inspect_prints_everything(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect.main([str(workdir)]) == 0
     text = capsys.readouterr().out
-    for part in ("whole", "vit/w", "float32[16]", "model.width", '"0.5"', "data_layout.processes", "total"):
+    for part in ("whole", "vit/w", "float32[16]", "model.width", "counters.skipped", "data_layout.processes", "total"):
         assert part in text, part
 
 
