@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sttts_jax.cli.main import available
+from sttts_jax.cli.main import COMMANDS
 from tests.config_page import config_page
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def test_files_and_commands_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
     files = re.findall(r"\b((?:configs|launch|tests|sttts_jax|docs)/[\w/]+\.(?:py|sh|md|txt))", text)
     assert not [name for name in files if not (ROOT / name).exists()]
-    assert set(re.findall(r"sttts-jax (\w+)", text)) - {"COMMAND"} <= set(available())
+    assert set(re.findall(r"sttts-jax (\w+)", text)) - {"COMMAND"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -206,7 +206,7 @@ def run_suite(
     ceiling = matmul_ceiling(bed.dtype)
     speed = ceiling * (ON_CPU if bed.cpu else REACHED)
     record = Record(_head(bed, fractions, budget_s, ceiling, command), list(bed.said))
-    compile_s: dict[str, float] = {}  # of a program, by kind of part: seen wbed it can be, else a guess
+    compile_s: dict[str, float] = {}  # of a program, by kind of part: seen where it can be, else a guess
     for part in list_parts(bed, fractions):
         started = now()
         left = budget_s - (started - begun)
