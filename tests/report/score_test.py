@@ -18,7 +18,7 @@ from sttts_jax.evals.tasks import find_task
 from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
-from sttts_jax.report.look import look
+from sttts_jax.report.look import _look, look
 from tests.shared_files import VIDEOS, needs_data
 
 GRID = preset("tiny").vit.cell_grid.shape
@@ -84,6 +84,14 @@ def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
     keep, scores = look(checkpoint, frames, "0.5")
     assert np.array_equal(keep, unpack_mask(answer["mask"], keep.shape))
     assert scores is not None
+
+
+def test_videos_of_one_length_share_a_program(checkpoints: dict[str, Checkpoint]) -> None:
+    rng, before, kept = np.random.default_rng(0), _look._cache_size(), set()
+    for seed in range(3):
+        frames = rng.integers(0, 256, (3, *checkpoints["scorer"].data.size, 3), np.uint8)
+        kept.add(look(checkpoints["scorer"], frames, "0.5", seed)[0].tobytes())
+    assert len(kept) == 3 and _look._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(
