@@ -29,16 +29,16 @@ def select_cells(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacit
 
     scores float32 [..., F, C], higher is better, any scale; NaN ranks last; ties break by position, earlier cells
     first. A first frame is never dropped. `capacity` K must hold the survivors of every row: `budget.row_capacity`
-    says how many they can be. What a row holds is known on the device alone, so only a capacity that is too small for
-    any full row of videos, n_kept(F), raises ValueError here; beyond it the tail of the stream would be cut.
+    says how many they can be, else the tail of the stream is cut. Raises ValueError for shapes that do not fit, and for
+    a capacity too small for the rows where these are known on the host, or for one frame where they are traced.
     """
     rows.check("scores", scores.shape, "C")
     lead, (frames, cells) = scores.shape[:-2], scores.shape[-2:]
-    least = n_kept(frames, fraction, cells)
-    if capacity < least:
+    most = _most_kept(rows, fraction, cells)
+    if capacity < most:
         raise ValueError(
-            f"capacity={capacity} would cut survivors: a row of {frames} frames of {cells} cells keeps {least} or more "
-            f"at fraction={fraction}; take row_capacity({frames}, fraction, {cells}, items)"
+            f"capacity={capacity} would cut survivors: a row keeps {most} cells at fraction={fraction}; "
+            f"take row_capacity({frames}, fraction, {cells}, items)"
         )
     best = jnp.where(rows.first[..., None], jnp.inf, jnp.where(jnp.isnan(scores), -jnp.inf, scores.astype(jnp.float32)))
     kept = _n_kept_of_item(rows, fraction, cells)
@@ -46,6 +46,18 @@ def select_cells(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacit
     for _ in lead:
         one = jax.vmap(one, in_axes=(0, 0, 0, None))
     return one(best, rows, kept, capacity)
+
+
+def _most_kept(rows: FrameRows, fraction: Fraction, cells: int) -> int:
+    """Survivors of the fullest row; of a lone frame where the rows are traced, and so known on the device alone."""
+    if any(isinstance(x, jax.core.Tracer) for x in rows):
+        return cells
+    frames, most = rows.item.shape[-1], 0
+    items, prunable = (np.asarray(x).reshape(-1, frames) for x in rows)  # [B, F] each
+    for item, video in zip(items, prunable, strict=True):
+        mine = [item == i for i in np.unique(item[item >= 0])]  # bool [F] an item
+        most = max(most, sum(n_kept(int(m.sum()), fraction if video[m].all() else 0, cells) for m in mine))
+    return most
 
 
 def _n_kept_of_item(rows: FrameRows, fraction: Fraction, cells: int) -> jax.Array:
