@@ -134,8 +134,9 @@ def test_a_harness_says_the_same(
 def test_pieces_make_the_text(said: tuple[Scene, list[Answer]]) -> None:
     scene, answers = said
     pieces: list[str] = []
-    answer = scene.ask(QUESTIONS[1], SHORT, pieces.append)
-    assert answer.tokens == answers[1].tokens
+    longest = max(answers, key=lambda answer: len(answer.text))  # what barely trained weights say is of any length
+    answer = scene.ask(longest.question, SHORT, pieces.append)
+    assert answer.tokens == longest.tokens
     assert "".join(pieces).rstrip() == answer.text and all(pieces)
     assert len(pieces) > 3 and max(map(len, pieces)) < len(answer.text)
 
