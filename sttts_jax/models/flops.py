@@ -30,8 +30,11 @@ class RowFlops:
 
 
 def train_factor(remat: str) -> int:
-    """Training cost over a forward pass: backward is two more, full rematerialisation one more again."""
-    return 4 if remat in ("full", "nothing_saveable", "attention") else 3
+    """Training cost over a forward pass: backward is two more, and making all matrix products again is one more.
+
+    `remat` is a name of `ops.remat`: "attention" keeps no product but those of the kernels.
+    """
+    return 4 if remat in ("attention", "full") else 3
 
 
 def vit_block_flops(cfg: VitConfig, tokens: float, pairs: float) -> float:

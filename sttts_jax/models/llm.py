@@ -81,13 +81,14 @@ class LlmBlock(nn.Module):
     ) -> tuple[jax.Array, Kv | None]:
         c = self.cfg
         q_axes, kv_axes = (dims.HEADS, dims.HEAD_DIM), (dims.KV_HEADS, dims.HEAD_DIM)
+        # Before norms and factors: what a seed gives a weight depends on how many the module made before it.
         q_kernel = self._weight("q", fan_in(1), (c.width, c.heads, c.head_dim), (dims.EMBED, *q_axes))
         kv_shape = (c.width, 2, c.kv_heads, c.head_dim)
         kv_kernel = self._weight("kv", fan_in(1), kv_shape, (dims.EMBED, dims.QKV, *kv_axes))
         out_kernel = self._weight("out", fan_in(2), (c.heads, c.head_dim, c.width), (*q_axes, dims.EMBED))
-        q = jnp.einsum("bse,ehd->bshd", x, q_kernel)
+        q = jnp.einsum("bse,ehd->bshd", x, q_kernel)  # [B, S, H, d]
         q = self.adapters.add(self, "q", q, x, (dims.EMBED, *q_axes))
-        both = jnp.einsum("bse,ethd->bsthd", x, kv_kernel)
+        both = jnp.einsum("bse,ethd->bsthd", x, kv_kernel)  # [B, S, 2, Hkv, d]
         both = self.adapters.add(self, "kv", both, x, (dims.EMBED, dims.QKV, *kv_axes))
         k, v = both[:, :, 0], both[:, :, 1]
         if c.qk_norm == "head":
@@ -97,15 +98,15 @@ class LlmBlock(nn.Module):
             q = self._norm(q, "q_norm", (c.heads, c.head_dim), q_axes)
             k = self._norm(k, "k_norm", (c.kv_heads, c.head_dim), kv_axes)
         index, table = layer
-        cos, sin = (x[0] if x.shape[0] == 1 else x[table] for x in rope)
+        cos, sin = (x[0] if x.shape[0] == 1 else x[table] for x in rope)  # [B, S, d/2]
         q = constrain(apply_rope(q, cos, sin), ACT_BATCH, ACT_LENGTH, ACT_HEADS, ACT_HEAD_DIM)
         k = constrain(apply_rope(k, cos, sin), ACT_BATCH, ACT_LENGTH, ACT_KV_HEADS, ACT_HEAD_DIM)
         v = constrain(v, ACT_BATCH, ACT_LENGTH, ACT_KV_HEADS, ACT_HEAD_DIM)
         if kv is not None:
-            k_buffer, k = write_layer(kv[0], index, length, k)
+            k_buffer, k = write_layer(kv[0], index, length, k)  # from here on all Smax slots of the layer
             v_buffer, v = write_layer(kv[1], index, length, v)
             kv = (k_buffer, v_buffer)
-        heads = attend_rows(q, k, v, plan)
+        heads = attend_rows(q, k, v, plan)  # [B, S, H, d]
         out = jnp.einsum("bshd,hde->bse", heads, out_kernel)
         return self.adapters.add(self, "out", out, heads, (*q_axes, dims.EMBED), inputs=2), kv
 
@@ -113,9 +114,9 @@ class LlmBlock(nn.Module):
         c = self.cfg
         gate_up = self._weight("gate_up", fan_in(1), (c.width, 2, c.mlp), (dims.EMBED, dims.GATE_UP, dims.MLP))
         down = self._weight("down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED))
-        both = jnp.einsum("bse,etm->bstm", x, gate_up)
+        both = jnp.einsum("bse,etm->bstm", x, gate_up)  # [B, S, 2, M]
         both = self.adapters.add(self, "gate_up", both, x, (dims.EMBED, dims.GATE_UP, dims.MLP))
-        hidden = swiglu(both[:, :, 0], both[:, :, 1])
+        hidden = swiglu(both[:, :, 0], both[:, :, 1])  # [B, S, M]
         hidden = constrain(hidden, ACT_BATCH, ACT_LENGTH, ACT_MLP)
         out = jnp.einsum("bsm,me->bse", hidden, down)
         return self.adapters.add(self, "down", out, hidden, (dims.MLP, dims.EMBED))

@@ -23,11 +23,6 @@ class LossSums(NamedTuple):
     correct: jax.Array
     tokens: jax.Array
 
-    def mean(self, z_coefficient: float = 0.0) -> jax.Array:
-        """(cross_entropy + z_coefficient * z) / weight; 0 where nothing carries weight."""
-        total = self.cross_entropy + z_coefficient * self.z
-        return total / jnp.where(self.weight > 0, self.weight, 1.0)
-
 
 def cross_entropy_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> LossSums:
     """The plain form: logits [..., Y], targets int [...], weights float [...]; in float32.
@@ -36,8 +31,9 @@ def cross_entropy_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array
     """
     logits = logits.astype(jnp.float32)
     weights = jnp.maximum(weights.astype(jnp.float32), 0.0)
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    used = weights > 0
+    log_total = jax.nn.logsumexp(logits, axis=-1)  # [...]
+    used = weights > 0  # [...]
+    # A target without weight may lie outside of the vocabulary.
     chosen = jnp.take_along_axis(logits, jnp.where(used, targets, 0)[..., None], axis=-1)[..., 0]
     return LossSums(
         cross_entropy=jnp.sum(weights * (log_total - chosen)),
@@ -62,12 +58,12 @@ def head_loss(
     chunk = min(chunk, hidden.shape[1])
     # Positions with weight first, each row by itself; those of the overhang repeat the last one, without weight.
     unused = weights <= 0
-    order = jnp.argsort(unused, axis=1, stable=True)
+    order = jnp.argsort(unused, axis=1, stable=True)  # [B, S]
     length = hidden.shape[1]
-    order = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")
+    order = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")  # [B, n * chunk]; weights and targets likewise
     weights = jnp.where(jnp.arange(order.shape[1]) < length, jnp.take_along_axis(weights, order, axis=1), 0)
     targets = jnp.take_along_axis(targets, order, axis=1)
-    used = jnp.max(jnp.sum(~unused, axis=1))
+    used = jnp.max(jnp.sum(~unused, axis=1))  # of the longest row
     plan = _Chunks(order, targets, jnp.maximum(weights.astype(jnp.float32), 0.0), -(-used // chunk))
     return _head_loss(hidden, head, plan, chunk)
 
@@ -100,7 +96,7 @@ def _head_loss(hidden: jax.Array, head: jax.Array, plan: _Chunks, chunk: int) ->
     table = head.astype(hidden.dtype)
 
     def add(i: jax.Array, sums: LossSums) -> LossSums:
-        states, targets, weights = plan.part(i, hidden, chunk)
+        states, targets, weights = plan.part(i, hidden, chunk)  # [B, chunk, E], [B, chunk] twice
         return jax.tree.map(jnp.add, sums, cross_entropy_sums(_logits(states, table), targets, weights))
 
     zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
@@ -118,13 +114,14 @@ def _head_loss_bwd(chunk: int, saved: tuple, g: LossSums) -> tuple[jax.Array, ja
     def add(i: jax.Array, grads: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         dhidden, dhead = grads
         states, targets, weights = plan.part(i, hidden, chunk)
-        logits = _logits(states, table)
-        log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        chosen = jnp.arange(logits.shape[-1]) == targets[..., None]
+        logits = _logits(states, table)  # [B, chunk, Y]
+        log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)  # [B, chunk, 1]
+        chosen = jnp.arange(logits.shape[-1]) == targets[..., None]  # [B, chunk, Y]
+        # d logsumexp = softmax, d logsumexp^2 = 2 logsumexp softmax
         slope = (g.cross_entropy + 2 * g.z * log_total) * jnp.exp(logits - log_total) - g.cross_entropy * chosen
-        slope = (weights[..., None] * slope).astype(hidden.dtype)
+        slope = (weights[..., None] * slope).astype(hidden.dtype)  # [B, chunk, Y]
         part = jnp.einsum("bsy,ye->bse", slope, table, preferred_element_type=jnp.float32).astype(hidden.dtype)
-        dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, part, i * chunk, axis=1)
+        dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, part, i * chunk, axis=1)  # [B, n * chunk, E], in order
         return dhidden, dhead + jnp.einsum("bsy,bse->ye", slope, states, preferred_element_type=jnp.float32)
 
     batch, length, width = hidden.shape

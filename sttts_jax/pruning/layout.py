@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sttts_jax.ops.attention.frames import Plan, attend_frames, attend_stream, plan_stream
+from sttts_jax.ops.attention.frames import StreamPlan, attend_frames, attend_stream, plan_stream
 from sttts_jax.ops.attention.kernels import KERNELS, STREAM_KERNELS
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.pack import check_patches, pack_cells
@@ -92,7 +92,7 @@ class FlatFrames:
     shape      F, C, W
     """
 
-    plan: Plan
+    plan: StreamPlan
     key_bias: jax.Array | None = None
     shape: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
@@ -168,7 +168,7 @@ def _check_kernels(kernels: str) -> None:
         )
 
 
-def _plan_frames(grid: CellGrid, rows: int, frames: int, kernels: str) -> Plan:
+def _plan_frames(grid: CellGrid, rows: int, frames: int, kernels: str) -> StreamPlan:
     """The kernel's plan of whole frames."""
     size = grid.cells * grid.window
     segments = jnp.broadcast_to(jnp.repeat(jnp.arange(frames), size), (rows, frames * size))  # [B, F*C*W]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sttts_jax.ops.attention.frames import Plan, attend_stream, plan_stream
+from sttts_jax.ops.attention.frames import StreamPlan, attend_stream, plan_stream
 from sttts_jax.ops.attention.kernels import STREAM_KERNELS
 from sttts_jax.pruning.pack import check_patches, check_survivors, pack_cells
 from sttts_jax.pruning.select import Kept
@@ -19,7 +19,7 @@ class RaggedLayout:
     """
 
     kept: Kept
-    plan: Plan
+    plan: StreamPlan
 
     def pack(self, x: jax.Array) -> jax.Array:
         """[B, F, C, W, D] -> [B, K * W, D]."""

@@ -87,7 +87,7 @@ def test_without_pruning_there_is_no_tail_and_no_scorer() -> None:
 
 
 def test_training_is_three_passes_and_four_with_full_remat() -> None:
-    assert [flops.train_factor(name) for name in ("none", "dots", "full")] == [3, 3, 4]
+    assert [flops.train_factor(name) for name in ("none", "dots", "attention", "full")] == [3, 3, 4, 4]
 
 
 @settings(max_examples=30, deadline=None)

@@ -14,7 +14,6 @@ from sttts_jax.mesh import make_mesh
 from sttts_jax.models.config import VitConfig
 from sttts_jax.models.vit import Vit
 from sttts_jax.ops.attention import frames as attention
-from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.pack import unpack_cells
 from tests.aot import run_for_tpu
@@ -24,7 +23,7 @@ from tests.pruning.cases import frame_rows
 
 @pytest.fixture(autouse=True)
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "stream_attention", functools.partial(attention.stream_attention, interpret=True))
+    monkeypatch.setattr(attention, "attend_stream_tpu", functools.partial(attention.attend_stream_tpu, interpret=True))
 
 
 def _run(cfg: VitConfig, prune: PruneConfig, kernels: str, patches: jax.Array) -> Any:
@@ -66,33 +65,6 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_rows_and_heads(kernels
     np.testing.assert_array_equal(got_kept, kept)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
     _assert_close(grads, want_grads)
-
-
-@pytest.mark.parametrize(
-    ("name", "platform", "dtype", "patches", "kernels"),
-    [
-        ("auto", "tpu", jnp.float32, 36, "tpu"),
-        ("auto", "gpu", jnp.bfloat16, 36, "gpu"),
-        ("auto", "gpu", jnp.float32, 729, "xla"),
-        ("auto", "cpu", jnp.float32, 729, "cpu"),
-        ("auto", "cpu", jnp.float32, 36, "xla"),
-        ("cpu", "cpu", jnp.float32, 36, "cpu"),
-        ("xla", "tpu", jnp.bfloat16, 729, "xla"),
-    ],
-)
-def test_kernels_follow_the_platform_unless_they_are_named(
-    name: str, platform: str, dtype: Any, patches: int, kernels: str
-) -> None:
-    assert choose_kernels(name, platform, dtype, patches) == kernels
-
-
-def test_kernels_of_another_platform_are_refused() -> None:
-    with pytest.raises(ValueError, match="does not run on cpu; choose 'auto' or 'xla'"):
-        choose_kernels("tpu", "cpu", jnp.bfloat16, 729)
-    with pytest.raises(ValueError, match="no attention kernels are called 'flash'"):
-        choose_kernels("flash", "tpu", jnp.bfloat16, 729)
-    with pytest.raises(ValueError, match="wants dtype bfloat16"):
-        choose_kernels("gpu", "gpu", jnp.float32, 729)
 
 
 COMPILE = textwrap.dedent(

@@ -67,7 +67,8 @@ class Ours:
         """The mean over token weights without z-loss, and its gradients as a tree of NumPy arrays."""
 
         def loss(params: Any, batch: Any) -> jax.Array:
-            return self.model.apply(params, batch, method="loss").task.mean(0.0)
+            task = self.model.apply(params, batch, method="loss").task
+            return task.cross_entropy / task.weight
 
         value, gradients = jax.jit(jax.value_and_grad(loss))(self.params, self.batch)
         return float(value), jax.tree.map(np.asarray, gradients["params"])

@@ -7,25 +7,25 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from sttts_jax import dims
-from sttts_jax.ops.attention.frames_cpu import LoopPlan, loop_attention, loop_plan
-from sttts_jax.ops.attention.frames_gpu import frame_attention_cudnn
-from sttts_jax.ops.attention.frames_tpu import StreamPlan, stream_attention, stream_plan
-from sttts_jax.ops.attention.frames_xla import frame_attention_xla
+from sttts_jax.ops.attention.frames_cpu import CpuStreamPlan, attend_stream_cpu, plan_stream_cpu
+from sttts_jax.ops.attention.frames_gpu import attend_frames_gpu
+from sttts_jax.ops.attention.frames_tpu import TpuStreamPlan, attend_stream_tpu, plan_stream_tpu
+from sttts_jax.ops.attention.frames_xla import attend_frames_xla
 from sttts_jax.sharding import on_shards, split_axes
 
-Plan = StreamPlan | LoopPlan
+StreamPlan = CpuStreamPlan | TpuStreamPlan
 
 
 def plan_stream(
     segments: jax.Array, seen: jax.Array | None = None, *, frames: int, max_segment: int, kernels: str
-) -> Plan:
+) -> StreamPlan:
     """What `attend_stream` needs to know of a batch of streams; once per forward.
 
     segments int32 [B, S]: the frame of each token, 0 .. frames - 1 in rising order, then any larger id for padding;
     `seen` bool [B, S]: False for tokens that do not exist (None: all do). No frame may stretch over more than
     `max_segment` tokens. `kernels` is "cpu" (`ops.attention.frames_cpu`) or "tpu" (`ops.attention.frames_tpu`).
     """
-    make = {"cpu": loop_plan, "tpu": _stream_plan}.get(kernels)
+    make = {"cpu": plan_stream_cpu, "tpu": _plan_tpu}.get(kernels)
     if make is None:
         raise ValueError(f"the {kernels!r} kernels take slots, not streams; use 'cpu' or 'tpu'")
     rows = PartitionSpec(split_axes(segments.shape[0], dims.ACT_BATCH))
@@ -33,13 +33,13 @@ def plan_stream(
     return on_shards(make, (rows, None if seen is None else rows), rows)(segments, seen)
 
 
-def _stream_plan(segments: jax.Array, seen: jax.Array | None, *, frames: int, max_segment: int) -> StreamPlan:
+def _plan_tpu(segments: jax.Array, seen: jax.Array | None, *, frames: int, max_segment: int) -> TpuStreamPlan:
     if seen is not None:
         segments = jnp.where(seen, segments, -1)
-    return stream_plan(segments, frames=frames, max_segment=max_segment)
+    return plan_stream_tpu(segments, frames=frames, max_segment=max_segment)
 
 
-def attend_stream(qkv: jax.Array, plan: Plan, key_bias: jax.Array | None = None) -> jax.Array:
+def attend_stream(qkv: jax.Array, plan: StreamPlan, key_bias: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(d) + key_bias) v inside the frames of streams, by the kernel that `plan` was made for.
 
     qkv [B, tokens.., 3, H, d], finite `key_bias` [B, tokens..] -> [B, tokens.., H, d]; the axes between hold a stream
@@ -50,10 +50,10 @@ def attend_stream(qkv: jax.Array, plan: Plan, key_bias: jax.Array | None = None)
     bias = None if key_bias is None else key_bias.reshape(batch, -1)
     rows, heads = split_axes(batch, dims.ACT_BATCH), split_axes(tail[0], dims.ACT_HEADS)
 
-    def local(qkv: jax.Array, plan: Plan, bias: jax.Array | None) -> jax.Array:
-        if isinstance(plan, LoopPlan):
-            return loop_attention(qkv, plan, bias)
-        return stream_attention(qkv, plan, key_bias=bias)
+    def local(qkv: jax.Array, plan: StreamPlan, bias: jax.Array | None) -> jax.Array:
+        if isinstance(plan, CpuStreamPlan):
+            return attend_stream_cpu(qkv, plan, bias)
+        return attend_stream_tpu(qkv, plan, key_bias=bias)
 
     by_row = PartitionSpec(rows)
     specs = (PartitionSpec(rows, None, None, heads), by_row, None if bias is None else by_row)
@@ -94,10 +94,10 @@ def attend_frames(
         if counts is not None:
             alive = jnp.arange(k.shape[-3]) < counts[..., None]
             key_mask = alive if key_mask is None else key_mask & alive
-        return frame_attention_xla(q, k, v, key_bias, key_mask)
+        return attend_frames_xla(q, k, v, key_bias, key_mask)
     if key_mask is not None:
         raise ValueError("the 'gpu' kernels cannot hide single keys; take attention='xla' for this grid of cells")
     rows, heads = split_axes(q.shape[0], dims.ACT_BATCH), split_axes(q.shape[-2], dims.ACT_HEADS)
     by_row, tokens = PartitionSpec(rows), PartitionSpec(rows, *[None] * (q.ndim - 3), heads)
     specs = (tokens, tokens, tokens, None if key_bias is None else by_row, None if counts is None else by_row)
-    return on_shards(frame_attention_cudnn, specs, tokens)(q, k, v, key_bias, counts)
+    return on_shards(attend_frames_gpu, specs, tokens)(q, k, v, key_bias, counts)

@@ -22,7 +22,7 @@ HEADS = 2  # at a time: 4 MiB of logits for 729 patches, and something for each 
 
 
 @struct.dataclass
-class LoopPlan:
+class CpuStreamPlan:
     """Where the frames of a batch of streams lie, B * F of them, counted over the flattened batch.
 
     starts, counts   int32 [B * F]    first token, number of tokens
@@ -38,7 +38,7 @@ class LoopPlan:
     sizes: tuple[int, ...] = struct.field(pytree_node=False)
 
 
-def loop_plan(segments: jax.Array, seen: jax.Array | None, *, frames: int, max_segment: int) -> LoopPlan:
+def plan_stream_cpu(segments: jax.Array, seen: jax.Array | None, *, frames: int, max_segment: int) -> CpuStreamPlan:
     """The plan of streams whose token s of row b belongs to frame segments[b, s].
 
     segments int32 [B, S]: ids 0 .. frames - 1 in rising order, then any larger one for padding; `seen` bool [B, S].
@@ -46,16 +46,17 @@ def loop_plan(segments: jax.Array, seen: jax.Array | None, *, frames: int, max_s
     """
     rows, length = segments.shape
     find = jax.vmap(lambda ids, side: jnp.searchsorted(ids, jnp.arange(frames), side=side), in_axes=(0, None))
-    starts, ends = find(segments, "left"), find(segments, "right")
-    counts = (ends - starts).reshape(-1).astype(jnp.int32)
-    starts = (starts + length * jnp.arange(rows)[:, None]).reshape(-1).astype(jnp.int32)
+    starts, ends = find(segments, "left"), find(segments, "right")  # [B, F]
+    counts = (ends - starts).reshape(-1).astype(jnp.int32)  # [B * F]
+    starts = (starts + length * jnp.arange(rows)[:, None]).reshape(-1).astype(jnp.int32)  # [B * F]
+    # Equal steps: what is computed beside a frame is less than a ninth of the largest one.
     largest = min(max_segment, rows * length)
     sizes = tuple(sorted({-(-largest * i // RUNGS) for i in range(1, RUNGS + 1)}))
     rung = jnp.where(counts > 0, 1 + jnp.searchsorted(jnp.asarray(sizes), counts), 0).astype(jnp.int32)
-    return LoopPlan(starts, counts, rung, None if seen is None else seen.reshape(-1), sizes)
+    return CpuStreamPlan(starts, counts, rung, None if seen is None else seen.reshape(-1), sizes)
 
 
-def loop_attention(qkv: jax.Array, plan: LoopPlan, key_bias: jax.Array | None = None) -> jax.Array:
+def attend_stream_cpu(qkv: jax.Array, plan: CpuStreamPlan, key_bias: jax.Array | None = None) -> jax.Array:
     """softmax(q k^T / sqrt(d) + key_bias) v inside the frames of streams.
 
     qkv [B, S, 3, H, d], `key_bias` finite floats [B, S], the same for all heads and queries; softmax in float32, result
@@ -67,15 +68,15 @@ def loop_attention(qkv: jax.Array, plan: LoopPlan, key_bias: jax.Array | None = 
 
 
 @jax.custom_vjp
-def _attend(qkv: jax.Array, bias: jax.Array | None, plan: LoopPlan) -> jax.Array:
+def _attend(qkv: jax.Array, bias: jax.Array | None, plan: CpuStreamPlan) -> jax.Array:
     def one(out: jax.Array, at: _Slice) -> jax.Array:
-        key_bias = None if bias is None else at.take(bias)
+        key_bias = None if bias is None else at.take(bias)  # [size]
 
         def heads(qkv: jax.Array) -> jax.Array:
-            q, k, v = qkv
-            weights = _weights(q, k, key_bias, at.alive)
+            q, k, v = qkv  # [HEADS, size, d]
+            weights = _weights(q, k, key_bias, at.alive)  # [HEADS, query, key]
             result = jnp.einsum("hqk,hkd->hqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-            return result.astype(v.dtype)
+            return result.astype(v.dtype)  # [HEADS, size, d]
 
         return at.put(out, _tokens_first(jax.lax.map(heads, _heads_first(at.take(qkv)))))
 
@@ -92,8 +93,9 @@ class _Slice:
 
     @classmethod
     def of(cls, size: int, start: jax.Array, count: jax.Array, length: int, seen: jax.Array | None) -> "_Slice":
+        # At the end of the stream the slice begins before its frame, so that it ends with the array.
         first = jnp.minimum(start, length - size)
-        place = jnp.arange(size) + first - start
+        place = jnp.arange(size) + first - start  # [size], counted from the frame's first token
         alive = (place >= 0) & (place < count)
         if seen is not None:
             alive &= jax.lax.dynamic_slice_in_dim(seen, first, size)
@@ -115,7 +117,7 @@ class _Slice:
         return jax.lax.dynamic_update_slice_in_dim(x, part, self.first, 0)
 
 
-def _each_frame(one: Callable[..., Any], carry: Any, plan: LoopPlan) -> Any:
+def _each_frame(one: Callable[..., Any], carry: Any, plan: CpuStreamPlan) -> Any:
     """`one(carry, slice) -> carry` for every frame that has tokens."""
     length = jax.tree.leaves(carry)[0].shape[0]
 
@@ -135,12 +137,13 @@ def _heads_first(x: jax.Array) -> jax.Array:
     """[size, .., H, d] -> [groups, .., H / groups, size, d]: plain batched products are the fast ones on CPU."""
     *lead, heads, width = x.shape
     group = HEADS if heads % HEADS == 0 else 1
+    # [size, .., groups, group, d] -> [groups, .., group, size, d]
     return jnp.moveaxis(x.reshape(*lead, heads // group, group, width), (0, -3), (-2, 0))
 
 
 def _tokens_first(x: jax.Array) -> jax.Array:
     """The inverse of `_heads_first`."""
-    x = jnp.moveaxis(x, (-2, 0), (0, -3))
+    x = jnp.moveaxis(x, (-2, 0), (0, -3))  # [size, .., groups, group, d]
     return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
@@ -150,7 +153,7 @@ def _weights(q: jax.Array, k: jax.Array, bias: jax.Array | None, alive: jax.Arra
     return masked_softmax(logits if bias is None else logits + bias, alive)
 
 
-def _attend_fwd(qkv: jax.Array, bias: jax.Array | None, plan: LoopPlan) -> tuple[jax.Array, tuple]:
+def _attend_fwd(qkv: jax.Array, bias: jax.Array | None, plan: CpuStreamPlan) -> tuple[jax.Array, tuple]:
     out = attention_result(_attend(qkv, bias, plan))
     return out, (qkv, bias, plan, out)
 
@@ -162,18 +165,20 @@ def _attend_bwd(saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array | None
         key_bias = None if bias is None else at.take(bias)
 
         def heads(part: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
-            (q, k, v), o, dout = part
-            weights = _weights(q, k, key_bias, at.alive)
+            (q, k, v), o, dout = part  # [HEADS, size, d] each
+            weights = _weights(q, k, key_bias, at.alive)  # [HEADS, query, key]
+            # [HEADS, query, 1], the mean of dweights under the weights: sum_k w_k (dout . v_k) = dout . o
             delta = jnp.sum(dout.astype(jnp.float32) * o.astype(jnp.float32), axis=-1, keepdims=True)
             dweights = jnp.einsum("hqd,hkd->hqk", dout, v, preferred_element_type=jnp.float32)
-            dlogits = weights * (dweights - delta)
-            slope = None if bias is None else jnp.sum(dlogits, axis=(0, 1))
+            dlogits = weights * (dweights - delta)  # [HEADS, query, key]
+            slope = None if bias is None else jnp.sum(dlogits, axis=(0, 1))  # [key]
             weights, dlogits = weights.astype(q.dtype), (dlogits * q.shape[-1] ** -0.5).astype(q.dtype)
             dq = jnp.einsum("hqk,hkd->hqd", dlogits, k, preferred_element_type=jnp.float32)
             dk = jnp.einsum("hqk,hqd->hkd", dlogits, q, preferred_element_type=jnp.float32)
             dv = jnp.einsum("hqk,hqd->hkd", weights, dout, preferred_element_type=jnp.float32)
-            return jnp.stack([dq, dk, dv]).astype(q.dtype), slope
+            return jnp.stack([dq, dk, dv]).astype(q.dtype), slope  # [3, HEADS, size, d], [key]
 
+        # [groups, 3, HEADS, size, d], [groups, size]
         dqkv, slopes = jax.lax.map(heads, tuple(_heads_first(at.take(x)) for x in (qkv, out, g)))
         dbias = None if slopes is None or grads[1] is None else at.put(grads[1], jnp.sum(slopes, axis=0))
         return at.put(grads[0], _tokens_first(dqkv)), dbias

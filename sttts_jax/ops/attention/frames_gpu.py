@@ -19,7 +19,7 @@ _CHANNELS, _WIDEST = 8, 128
 _LARGEST = 5000.0
 
 
-def frame_attention_cudnn(
+def attend_frames_gpu(
     q: jax.Array, k: jax.Array, v: jax.Array, key_bias: jax.Array | None, counts: jax.Array | None
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d) + key_bias) v among the first `counts` tokens of each slot, by cuDNN.
@@ -58,14 +58,14 @@ def frame_attention_cudnn(
 def augment_key_bias(q: jax.Array, k: jax.Array, key_bias: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
     """q' [..., d + 2] and k' [..., d + 2] with scale * q' k'^T = scale * q k^T + key_bias.
 
-    q, k [..., S, H, d], `key_bias` [..., S] as in `frame_attention_cudnn`. The bias over the scale is split into what
+    q, k [..., S, H, d], `key_bias` [..., S] as in `attend_frames_gpu`. The bias over the scale is split into what
     the dtype of k can hold and the rest, so that bfloat16 keeps 16 bits of it; ones are exact in any dtype. The
     gradient needs no rule of its own: the rest is a difference, so the second channel adds nothing to the first's.
     """
     limits = jnp.finfo(k.dtype)
     bias = jnp.clip(key_bias.astype(jnp.float32), -_LARGEST, _LARGEST) / scale
     # One value a head before rounding: so the gradients of the heads are summed in float32.
-    bias = jnp.broadcast_to(bias[..., None, None], (*k.shape[:-1], 1))
+    bias = jnp.broadcast_to(bias[..., None, None], (*k.shape[:-1], 1))  # [..., S, H, 1]
     # Not a cast to and fro, which XLA may drop as excess precision.
     high = jax.lax.reduce_precision(bias, limits.nexp, limits.nmant)
     ones = jnp.ones((*q.shape[:-1], 2), q.dtype)
@@ -83,24 +83,24 @@ def _attend(
     counts: jax.Array | None,
     implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
-    """`frame_attention_cudnn` by any implementation of `jax.nn.dot_product_attention`."""
+    """`attend_frames_gpu` by any implementation of `jax.nn.dot_product_attention`."""
     *lead, length, heads, width = q.shape
     scale = width**-0.5
-    q, k, v = (x.reshape(-1, length, heads, width) for x in (q, k, v))
+    q, k, v = (x.reshape(-1, length, heads, width) for x in (q, k, v))  # [slots, S, H, d]
     slots = q.shape[0]
     if key_bias is not None:
-        q, k = augment_key_bias(q, k, key_bias.reshape(slots, length), scale)
+        q, k = augment_key_bias(q, k, key_bias.reshape(slots, length), scale)  # [slots, S, H, d + 2]
 
     padded, channels = _round(length, _TOKENS), _round(q.shape[-1], _CHANNELS)
     alive = lengths = None
     if counts is not None or padded != length:
         counts = jnp.full(slots, length, jnp.int32) if counts is None else counts.reshape(slots).astype(jnp.int32)
-        alive = (jnp.arange(padded) < counts[:, None])[..., None, None]
+        alive = (jnp.arange(padded) < counts[:, None])[..., None, None]  # [slots, padded, 1, 1]
         lengths = jnp.maximum(counts, 1)  # a softmax over nothing is NaN
 
     fit = functools.partial(_fit, length=padded, width=channels, alive=alive)
     out = jax.nn.dot_product_attention(
-        fit(q),
+        fit(q),  # [slots, padded, H, channels]
         fit(k),
         fit(v),
         scale=scale,

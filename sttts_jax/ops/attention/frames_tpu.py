@@ -1,8 +1,8 @@
 """Attention inside the frames of a packed stream, straight from the stream: the front of the Pallas TPU kernels.
 
 The tokens of a frame lie side by side in the stream, so a block of queries needs a short range of key blocks only.
-`stream_plan` lists the pairs of blocks that share a frame, once per forward; the kernels walk that list with a grid of
-exactly its length, so neither padding nor a pair of blocks without a common frame costs anything, and no score
+`plan_stream_tpu` lists the pairs of blocks that share a frame, once per forward; the kernels walk that list with a grid
+of exactly its length, so neither padding nor a pair of blocks without a common frame costs anything, and no score
 distribution needs another compilation.
 
 Everything is transposed: q, k, v as [H, d, S], logits as [key, query]. The tokens fill the lanes, so a head of 72
@@ -16,13 +16,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from sttts_jax.ops.attention.frames_tpu_kernels import Shapes, backward, forward
+from sttts_jax.ops.attention.pallas_softmax import check_dtypes
 from sttts_jax.ops.remat import attention_result
-
-_DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 @struct.dataclass
-class StreamPlan:
+class TpuStreamPlan:
     """Which blocks of a batch of streams meet. Blocks are counted over the whole batch, B * ceil(S / block) of them.
 
     ids      int32 [B, 1, ceil(S / block) * block]   frame of each token, -1 for padding
@@ -41,7 +40,7 @@ class StreamPlan:
     typical: float = struct.field(pytree_node=False)
 
 
-def stream_plan(segments: jax.Array, *, frames: int, max_segment: int, block: int = 256) -> StreamPlan:
+def plan_stream_tpu(segments: jax.Array, *, frames: int, max_segment: int, block: int = 256) -> TpuStreamPlan:
     """The plan of streams whose token s of row b belongs to frame segments[b, s].
 
     segments int32 [B, S]: ids 0 .. frames - 1, in rising order along S; any other id marks padding, which may lie
@@ -56,36 +55,38 @@ def stream_plan(segments: jax.Array, *, frames: int, max_segment: int, block: in
         raise ValueError(f"frames={frames} and max_segment={max_segment} must be positive.")
     rows, length = segments.shape
     ids = jnp.where((segments >= 0) & (segments < frames), segments, -1).astype(jnp.int32)
-    ids = jnp.pad(ids, ((0, 0), (0, -length % block)), constant_values=-1)
-    low, high = jax.vmap(lambda row: _ranges(row.reshape(-1, block), frames))(ids)
+    ids = jnp.pad(ids, ((0, 0), (0, -length % block)), constant_values=-1)  # [B, n * block]
+    low, high = jax.vmap(lambda row: _ranges(row.reshape(-1, block), frames))(ids)  # [B, n]
 
     number = low.shape[1]
+    # A block meets itself, those before it into which the frame of its first token reaches, and those after its last.
     reach = 1 + -(-(max_segment - 1) // block) + (block + max_segment - 2) // block
     pairs = rows * number * min(number, reach)
     base = jnp.arange(rows, dtype=jnp.int32)[:, None] * number
-    low, size = (base + low).reshape(-1), (high - low + 1).reshape(-1)
-    ends = jnp.cumsum(size, dtype=jnp.int32)
+    low, size = (base + low).reshape(-1), (high - low + 1).reshape(-1)  # [B * n]
+    ends = jnp.cumsum(size, dtype=jnp.int32)  # [B * n], of each block's pairs in the list
     own = jnp.repeat(jnp.arange(rows * number, dtype=jnp.int32), size, total_repeat_length=pairs + 1)
-    other = low[own] + jnp.arange(pairs + 1, dtype=jnp.int32) - (ends - size)[own]
+    other = low[own] + jnp.arange(pairs + 1, dtype=jnp.int32) - (ends - size)[own]  # [pairs + 1]
     other = jnp.minimum(other, rows * number - 1)
-    return StreamPlan(ids[:, None], own, other, ends[-1:], block, length / frames)
+    return TpuStreamPlan(ids[:, None], own, other, ends[-1:], block, length / frames)
 
 
 def _ranges(ids: jax.Array, frames: int) -> tuple[jax.Array, jax.Array]:
     """First and last block, both inclusive, that shares a frame with each block; ids [n, block] -> int32 [n] twice."""
-    first = jnp.where(ids < 0, frames, ids).min(axis=1)
-    last = ids.max(axis=1)
+    first = jnp.where(ids < 0, frames, ids).min(axis=1)  # [n], `frames` for a block without tokens
+    last = ids.max(axis=1)  # [n], -1 for a block without tokens
     number = ids.shape[0]
     # Blocks without tokens take over what their neighbours have, so that both bounds are monotone.
+    # How many blocks end before the first frame of this one, and how many begin after its last.
     low = jnp.sum(jax.lax.cummax(last) < first[:, None], axis=1, dtype=jnp.int32)
     high = number - 1 - jnp.sum(jax.lax.cummin(first, reverse=True) > last[:, None], axis=1, dtype=jnp.int32)
     itself = jnp.arange(number, dtype=jnp.int32)
     return jnp.where(last < 0, itself, low), jnp.where(last < 0, itself, high)
 
 
-def stream_attention(
+def attend_stream_tpu(
     qkv: jax.Array,
-    plan: StreamPlan,
+    plan: TpuStreamPlan,
     *,
     key_bias: jax.Array | None = None,
     head_groups: int | None = None,
@@ -104,8 +105,7 @@ def stream_attention(
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"Stream attention wants queries, keys and values as [B, S, 3, H, d]; got {qkv.shape}.")
-    if qkv.dtype not in _DTYPES:
-        raise ValueError(f"Stream attention wants float32 or bfloat16; got {qkv.dtype}.")
+    check_dtypes("Stream attention on TPU", qkv)
     rows, length, _, heads, width = qkv.shape
     padded = -(-length // plan.block) * plan.block
     if plan.ids.shape != (rows, 1, padded):
@@ -118,16 +118,16 @@ def stream_attention(
 
     # The last block may hang over the end of a stream, but a block larger than the array may not be.
     extra = max(plan.block - length, 0)
-    qkv = jnp.pad(qkv.transpose(0, 2, 3, 4, 1), ((0, 0),) * 4 + ((0, extra),))
+    qkv = jnp.pad(qkv.transpose(0, 2, 3, 4, 1), ((0, 0),) * 4 + ((0, extra),))  # [B, 3, H, d, S + extra]
     bias = None
     if key_bias is not None:
-        bias = jnp.pad(key_bias.astype(jnp.float32), ((0, 0), (0, padded - length)))[:, None]
+        bias = jnp.pad(key_bias.astype(jnp.float32), ((0, 0), (0, padded - length)))[:, None]  # [B, 1, padded]
     shapes = Shapes(rows, length + extra, heads, width, groups, plan.block, plan.typical, bias is not None, interpret)
-    return _attend(qkv, bias, plan, shapes)[..., :length].transpose(0, 3, 1, 2)
+    return _attend(qkv, bias, plan, shapes)[..., :length].transpose(0, 3, 1, 2)  # [B, S, H, d]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(qkv: jax.Array, bias: jax.Array | None, plan: StreamPlan, shapes: Shapes) -> jax.Array:
+def _attend(qkv: jax.Array, bias: jax.Array | None, plan: TpuStreamPlan, shapes: Shapes) -> jax.Array:
     return _attend_fwd(qkv, bias, plan, shapes)[0]
 
 
@@ -139,6 +139,7 @@ def _attend_fwd(qkv, bias, plan, shapes):
 
 def _attend_bwd(shapes, saved, g):
     qkv, bias, plan, out, lse = saved
+    # The mean of the weights' gradients under the weights, from the result alone: [B, H, S], then as lse.
     delta = jnp.sum(out.astype(jnp.float32) * g.astype(jnp.float32), axis=2)
     delta = jnp.pad(delta, ((0, 0), (0, 0), (0, lse.shape[-1] - delta.shape[-1]))).reshape(lse.shape)
     lists = (plan.count, plan.own, plan.other)

@@ -1,4 +1,4 @@
-"""The Pallas TPU kernels of `frame_stream`: forward, and one for all gradients.
+"""The Pallas TPU kernels of `frames_tpu`: forward, and one for all gradients.
 
 One step of the grid is one pair of blocks and one group of heads. The pairs of an own block follow one another: what
 belongs to it stays in VMEM, what belongs to the other block is fetched ahead by Pallas from the prefetched lists.
@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sttts_jax.ops.attention.tpu_blocks import FAR, LANES, NEAR, VMEM_BYTES, alive, column, dot
+from sttts_jax.ops.attention.pallas_softmax import FAR, NEAR
+from sttts_jax.ops.attention.tpu_blocks import LANES, VMEM_BYTES, alive, column, dot
 
 Lists = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -60,7 +61,7 @@ def forward(
     """
     spec = _Specs(shapes)
     biases = [] if bias is None else [bias]
-    rows = pltpu.VMEM((shapes.group, shapes.block), jnp.float32)
+    rows = pltpu.VMEM((shapes.group, shapes.block), jnp.float32)  # maxima and sums of every query so far
     out, lse = _call(
         functools.partial(_forward_kernel, shapes=shapes),
         lists,
@@ -154,7 +155,7 @@ class _Specs:
         blocks = self.shapes.blocks
 
         def index(head, pair, own, other):
-            block = (own if side == "own" else other)[pair]
+            block = (own if side == "own" else other)[pair]  # counted over the whole batch
             return place(jax.lax.div(block, blocks), head, jax.lax.rem(block, blocks))
 
         return pl.BlockSpec(shape, index)
@@ -180,6 +181,7 @@ def _call(
         out_specs=out_specs,
         scratch_shapes=scratch,
     )
+    # Groups of heads may go to different cores; pairs may not, because an own block sums over those of its own.
     params = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES)
     call = pl.pallas_call(
         kernel,
@@ -211,13 +213,14 @@ def _ends(own: Any) -> tuple[jax.Array, jax.Array]:
     """Is this the first pair of its own block, and is it the last?"""
     pair = pl.program_id(1)
     first = (pair == 0) | (own[jnp.maximum(pair - 1, 0)] != own[pair])
+    # The list is longer than the grid by at least one, so that there is a next one to look at.
     last = (pair == pl.num_programs(1) - 1) | (own[pair + 1] != own[pair])
     return first, last
 
 
 def _offsets(query_ids: jax.Array, key_ids: jax.Array, bias: Any) -> jax.Array:
     """What all heads add to their logits, [key, query]: the bias where the frames agree, else nearly -infinity."""
-    keys = column(key_ids)
+    keys = column(key_ids)  # [key, 1]
     seen = (keys == query_ids) & (keys >= 0)
     return jnp.where(seen, 0.0 if bias is None else column(bias[...]), -FAR)
 
@@ -232,21 +235,23 @@ def _forward_kernel(own, other, query_ids, key_ids, *refs, shapes: Shapes) -> No
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
-    offsets = _offsets(query_ids[...], key_ids[...], bias)
+    offsets = _offsets(query_ids[...], key_ids[...], bias)  # [key, query]
     for h in range(shapes.group):
         at = slice(h, h + 1)
-        logits = dot(alive(k[h], key_ids[...]), q[h], (0, 0)) * shapes.scale + offsets
+        logits = dot(alive(k[h], key_ids[...]), q[h], (0, 0)) * shapes.scale + offsets  # [key, query]
         old = top[at]
-        new = jnp.maximum(old, jnp.max(logits, axis=0, keepdims=True))
-        weights = jnp.exp(logits - new)
-        shrink = jnp.exp(old - new)
+        new = jnp.maximum(old, jnp.max(logits, axis=0, keepdims=True))  # [1, query]
+        weights = jnp.exp(logits - new)  # [key, query]
+        # What was summed so far was measured from the old maximum.
+        shrink = jnp.exp(old - new)  # [1, query]
         top[at] = new
         total[at] = total[at] * shrink + jnp.sum(weights, axis=0, keepdims=True)
+        # [d, query]
         sums[h] = sums[h] * shrink + dot(alive(v[h], key_ids[...]), weights.astype(v.dtype), (1, 0))
 
     @pl.when(last)
     def _():
-        visible = top[...] > -NEAR
+        visible = top[...] > -NEAR  # [heads of the group, query]
         share = jnp.where(visible, 1.0 / total[...], 0.0)
         lse[...] = jnp.where(visible, top[...] + jnp.log(total[...]), FAR)
         for h in range(shapes.group):
@@ -271,6 +276,7 @@ def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
             slopes[...] = jnp.zeros_like(slopes)
 
     def slope(keys, values, queries, g, offsets, lse, delta):
+        # [d, tokens], statistics [1, query] -> weights and gradients of logits before their scale, [key, query]
         weights = jnp.exp(dot(keys, queries, (0, 0)) * shapes.scale + offsets - lse)
         return weights, weights * (dot(values, g, (0, 0)) - delta)
 
@@ -278,6 +284,7 @@ def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
     to_other = _offsets(ids_o[...], ids[...], bias)
     for h in range(shapes.group):
         at = slice(h, h + 1)
+        # The pair both ways: own queries on other keys give dq, other queries on own keys give dk and dv.
         q_o, k_o, v_o, dout_o = (alive(x, ids_o[...]) for x in (qkv_o[0, h], qkv_o[1, h], qkv_o[2, h], g_o[h]))
         _, dlogits = slope(k_o, v_o, qkv[0, h], g[h], from_other, lse[at], delta[at])
         sums[0, h] += dot(k_o, dlogits.astype(qkv.dtype), (1, 0))
@@ -285,7 +292,7 @@ def _backward_kernel(own, other, *refs, shapes: Shapes) -> None:
         sums[1, h] += dot(q_o, dlogits.astype(qkv.dtype), (1, 1))
         sums[2, h] += dot(dout_o, weights.astype(qkv.dtype), (1, 1))
         if slopes is not None:
-            slopes[...] += dlogits
+            slopes[...] += dlogits  # [key, query]: over the queries it is summed once, at the end
 
     @pl.when(last)
     def _():

@@ -7,14 +7,13 @@ from jax.sharding import PartitionSpec
 
 from sttts_jax import dims
 from sttts_jax.ops.attention.row_rule import RowRule
-from sttts_jax.ops.attention.rows_gpu import RowPlan as GpuRowPlan
-from sttts_jax.ops.attention.rows_gpu import row_attention_gpu, row_plan_gpu
-from sttts_jax.ops.attention.rows_tpu import RowPlan as TpuRowPlan
-from sttts_jax.ops.attention.rows_tpu import row_plan, row_stream_attention
-from sttts_jax.ops.attention.rows_xla import RulePlan, row_attention_xla
+from sttts_jax.ops.attention.row_shapes import check_heads, check_rules
+from sttts_jax.ops.attention.rows_gpu import GpuRowsPlan, attend_rows_gpu, plan_rows_gpu
+from sttts_jax.ops.attention.rows_tpu import TpuRowsPlan, attend_rows_tpu, plan_rows_tpu
+from sttts_jax.ops.attention.rows_xla import XlaRowsPlan, attend_rows_xla
 from sttts_jax.sharding import on_shards, split_axes
 
-RowsPlan = RulePlan | GpuRowPlan | TpuRowPlan
+RowsPlan = XlaRowsPlan | GpuRowsPlan | TpuRowsPlan
 
 
 def plan_rows(rule_q: RowRule, rule_k: RowRule, *, kernels: str, block: int = 512) -> RowsPlan:
@@ -24,15 +23,13 @@ def plan_rows(rule_q: RowRule, rule_k: RowRule, *, kernels: str, block: int = 51
     that take XLA's, which goes through the queries in blocks of `block`. A single query a row, as in decoding, is
     bound by reading the keys: XLA does that everywhere.
     """
-    for name, rule in (("rule_q", rule_q), ("rule_k", rule_k)):
-        if any(field.shape != rule.order.shape for field in rule):
-            raise ValueError(f"Every field of {name} must have shape {rule.order.shape}, one entry per token.")
+    check_rules(rule_q, rule_k)
     if block < 1:
         raise ValueError(f"block is {block}; it must be a positive number of queries.")
-    makers: dict[str, Any] = {"tpu": row_plan, "gpu": row_plan_gpu}
+    makers: dict[str, Any] = {"tpu": plan_rows_tpu, "gpu": plan_rows_gpu}
     make = makers.get(kernels)
     if make is None or rule_q.order.shape[1] == 1:
-        return RulePlan(rule_q, rule_k, block)
+        return XlaRowsPlan(rule_q, rule_k, block)
     rows = PartitionSpec(split_axes(rule_q.order.shape[0], dims.ACT_BATCH))
     return on_shards(make, (rows, rows), rows)(rule_q, rule_k)
 
@@ -44,17 +41,10 @@ def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowsPlan) -> jax
     holds S x S2 values in either pass. Softmax in float32, result [B, S, H, d] in q.dtype; padding queries give exact
     zeros. Rows and heads may be split over devices.
     """
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1] or q.shape[2] % k.shape[2]:
-        raise ValueError(
-            "Row attention wants q [B, S, H, d] and k, v [B, S2, Hkv, d] with Hkv dividing H; "
-            f"got {q.shape}, {k.shape}, {v.shape}."
-        )
-    if isinstance(plan, RulePlan):
-        planned = plan.rule_q.order.shape, plan.rule_k.order.shape
-        if planned != (q.shape[:2], k.shape[:2]):
-            raise ValueError(f"The plan was made for rows {planned[0]} and {planned[1]}, not {q.shape} and {k.shape}.")
-        return row_attention_xla(q, k, v, plan.rule_q, plan.rule_k, plan.block)
-    kernel: Any = row_attention_gpu if isinstance(plan, GpuRowPlan) else row_stream_attention
+    check_heads(q, k, v, plan.planned)
+    if isinstance(plan, XlaRowsPlan):
+        return attend_rows_xla(q, k, v, plan.rule_q, plan.rule_k, plan.block)
+    kernel: Any = attend_rows_gpu if isinstance(plan, GpuRowsPlan) else attend_rows_tpu
     # Query heads follow their key head, so both are split alike or not at all.
     rows, heads = split_axes(q.shape[0], dims.ACT_BATCH), split_axes(k.shape[2], dims.ACT_KV_HEADS)
     tokens = PartitionSpec(rows, None, heads)

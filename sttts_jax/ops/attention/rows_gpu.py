@@ -1,6 +1,6 @@
-"""Flash attention over packed rows on GPUs: the rule of `row_attention`, in Pallas for Triton.
+"""Flash attention over packed rows on GPUs, in Pallas for Triton.
 
-`row_plan_gpu` compares blocks of tokens by their extremes, once per forward, and lists for every block of queries the
+`plan_rows_gpu` compares blocks of tokens by their extremes, once per forward, and lists for every block of queries the
 blocks of keys that it may see. The kernels walk those lists: first pairs in which everyone sees everyone, which need no
 mask at all, then the mixed ones. Nothing of size S x S exists; the lists are smaller than that by both block sizes.
 """
@@ -16,20 +16,26 @@ from flax import struct
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from sttts_jax.ops.attention.row_rule import RowRule
+from sttts_jax.ops.attention.pallas_softmax import FAR, NEAR, check_dtypes
+from sttts_jax.ops.attention.row_rule import (
+    EXAMPLE,
+    NO_KEY,
+    NO_QUERY,
+    RowRule,
+    block_extremes,
+    block_meets,
+    pack_rule,
+    sees,
+)
+from sttts_jax.ops.attention.row_shapes import Planned, check_heads, check_rules
 from sttts_jax.ops.remat import attention_result
 
-_DTYPES = (jnp.float32, jnp.bfloat16)
 _LOG2E = math.log2(math.e)
-# Stand-ins for infinity that no subtraction turns into NaN. Logits of hidden keys are -_FAR, real ones above -_NEAR.
-_FAR, _NEAR = 1e30, 1e29
 _WIDTHS = (16, 32, 64, 128)  # of heads, as Triton wants them
 # For tiles of 128 x 64 and heads of 128: Triton spills next to nothing, and fetches list entry and tile ahead.
 _WARPS, _STAGES = 8, 3
 # Exact products of float32 use no matrix unit; larger tiles of them neither fit the registers nor compile quickly.
 _FLOAT32_BLOCK = 32
-# Examples of padding: never equal, so that comparing examples is enough.
-_NO_QUERY, _NO_KEY = -1, -2
 
 
 @struct.dataclass
@@ -47,8 +53,8 @@ class BlockLists:
 
 
 @struct.dataclass
-class RowPlan:
-    """Who sees whom, block by block. The rules are int32 [B, 4, S padded to blocks]: the fields of `RowRule`.
+class GpuRowsPlan:
+    """Who sees whom, block by block. The rules are int32 [B, 4, S padded to blocks], see `pack_rule`.
 
     keys       blocks of keys of every block of queries
     queries    blocks of queries of every block of keys
@@ -63,8 +69,14 @@ class RowPlan:
     block_q: int = struct.field(pytree_node=False)
     block_k: int = struct.field(pytree_node=False)
 
+    @property
+    def planned(self) -> Planned:
+        """The rows that `attend_rows_gpu` takes with this plan."""
+        queries, keys = self.lengths
+        return (self.rule_q.shape[0], queries), (self.rule_k.shape[0], keys)
 
-def row_plan_gpu(rule_q: RowRule, rule_k: RowRule, *, block_q: int = 128, block_k: int = 64) -> RowPlan:
+
+def plan_rows_gpu(rule_q: RowRule, rule_k: RowRule, *, block_q: int = 128, block_k: int = 64) -> GpuRowsPlan:
     """The plan of rows under the rule of `mask_rows`; rules [B, S] and [B, S2], any lengths.
 
     Blocks are powers of two; the defaults suit bfloat16 and heads of 128. The test of two blocks is conservative: it
@@ -74,60 +86,26 @@ def row_plan_gpu(rule_q: RowRule, rule_k: RowRule, *, block_q: int = 128, block_
     for name, block in (("block_q", block_q), ("block_k", block_k)):
         if block < 16 or block & (block - 1):
             raise ValueError(f"{name} is {block}; Triton wants a power of two, at least 16.")
-    for name, rule in (("rule_q", rule_q), ("rule_k", rule_k)):
-        if rule.order.ndim != 2 or any(field.shape != rule.order.shape for field in rule):
-            raise ValueError(f"Every field of {name} must have the same shape [B, S], one entry per token.")
-    if rule_q.order.shape[0] != rule_k.order.shape[0] or 0 in (*rule_q.order.shape, *rule_k.order.shape):
-        raise ValueError(
-            f"The rules are {rule_q.order.shape} and {rule_k.order.shape}; they must have the same rows, and tokens."
-        )
+    check_rules(rule_q, rule_k)
     lengths = rule_q.order.shape[1], rule_k.order.shape[1]
-    packed_q, packed_k = _packed(rule_q, block_q, _NO_QUERY), _packed(rule_k, block_k, _NO_KEY)
-    some, full = _meeting(_extremes(packed_q, block_q), _extremes(packed_k, block_k))
+    packed_q, packed_k = pack_rule(rule_q, block_q, NO_QUERY), pack_rule(rule_k, block_k, NO_KEY)
+    some, full = block_meets(block_extremes(packed_q, block_q), block_extremes(packed_k, block_k))  # [B, I, J]
     keys, queries = _lists(some, full), _lists(some.swapaxes(1, 2), full.swapaxes(1, 2))
-    return RowPlan(packed_q, packed_k, keys, queries, lengths, block_q, block_k)
-
-
-def _packed(rule: RowRule, block: int, nobody: int) -> jax.Array:
-    rule = rule._replace(example=jnp.where(rule.example < 0, nobody, rule.example))
-    pad = ((0, 0), (0, -rule.order.shape[1] % block))
-    fills = (0, 0, nobody, 0)
-    fields = [jnp.pad(x.astype(jnp.int32), pad, constant_values=y) for x, y in zip(rule, fills, strict=True)]
-    return jnp.stack(fields, axis=1)
-
-
-def _extremes(packed: jax.Array, block: int) -> tuple[RowRule, RowRule, jax.Array]:
-    """Least and greatest fields of the tokens of a block, [B, I], and whether padding is among them."""
-    rule = RowRule(*packed.reshape(*packed.shape[:2], -1, block).swapaxes(0, 1))
-    alive = rule.example >= 0
-    limits = jnp.iinfo(jnp.int32)
-    low = RowRule(*(jnp.where(alive, x, limits.max).min(-1) for x in rule))
-    high = RowRule(*(jnp.where(alive, x, limits.min).max(-1) for x in rule))
-    return low, high, ~alive.all(-1)
-
-
-def _meeting(q: tuple, k: tuple) -> tuple[jax.Array, jax.Array]:
-    """Bool [B, I, J] twice: might a query of the block see a key of the other, and does everyone see everyone?"""
-    q_low, q_high, q_gaps = jax.tree.map(lambda x: x[:, :, None], q)
-    k_low, k_high, k_gaps = jax.tree.map(lambda x: x[:, None, :], k)
-    some = (q_low.example <= k_high.example) & (k_low.example <= q_high.example)
-    some &= q_low.segment <= k_high.segment
-    some &= (k_low.order <= q_high.order) | ((q_high.vision > 0) & (k_high.vision > 0))
-    full = (q_low.example == k_high.example) & (k_low.example == q_high.example) & ~q_gaps & ~k_gaps
-    full &= q_high.segment <= k_low.segment
-    full &= (k_high.order <= q_low.order) | ((q_low.vision > 0) & (k_low.vision > 0))
-    return some, full
+    return GpuRowsPlan(packed_q, packed_k, keys, queries, lengths, block_q, block_k)
 
 
 def _lists(some: jax.Array, full: jax.Array) -> BlockLists:
     number = some.shape[2]
-    rank = jnp.where(full, 0, jnp.where(some, 1, 2)).astype(jnp.int32)
+    rank = jnp.where(full, 0, jnp.where(some, 1, 2)).astype(jnp.int32)  # [B, I, J]
+    # One sort of rank and number in one integer: stable, and the numbers come out of it.
     blocks = jnp.sort(rank * number + jnp.arange(number, dtype=jnp.int32), axis=-1) % number
-    counts = jnp.stack([full.sum(-1, dtype=jnp.int32), some.sum(-1, dtype=jnp.int32)], axis=-1)
+    counts = jnp.stack([full.sum(-1, dtype=jnp.int32), some.sum(-1, dtype=jnp.int32)], axis=-1)  # [B, I, 2]
     return BlockLists(blocks, counts, jnp.argsort(-counts[..., 1], axis=-1).astype(jnp.int32))
 
 
-def row_attention_gpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, *, interpret: bool = False) -> jax.Array:
+def attend_rows_gpu(
+    q: jax.Array, k: jax.Array, v: jax.Array, plan: GpuRowsPlan, *, interpret: bool = False
+) -> jax.Array:
     """Grouped-query attention over packed rows under the rule of the plan.
 
     q [B, S, H, d], k and v [B, S2, Hkv, d] float32 or bfloat16, Hkv dividing H (key head j serves query heads
@@ -138,23 +116,12 @@ def row_attention_gpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, *
     `interpret` runs the kernels on any platform, slowly. The kernels know no mesh: with several devices call this
     inside `jax.shard_map`, over the batch or the heads.
     """
-    if k.shape != v.shape or q.ndim != 4 or k.ndim != 4 or q.shape[-1] != k.shape[-1] or q.shape[2] % k.shape[2]:
-        raise ValueError(
-            "Row attention wants q [B, S, H, d] and k, v [B, S2, Hkv, d] with Hkv dividing H; "
-            f"got {q.shape}, {k.shape}, {v.shape}."
-        )
-    if q.dtype not in _DTYPES or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"Row attention on GPU wants float32 or bfloat16; got {q.dtype}, {k.dtype} and {v.dtype}.")
+    check_heads(q, k, v, plan.planned)
+    check_dtypes("Row attention on GPU", q, k, v)
     width = q.shape[-1]
     padded = next((size for size in _WIDTHS if size >= width), None)
     if padded is None:
         raise ValueError(f"Rows on GPU want a head_dim of at most {_WIDTHS[-1]}; got {width}, so take attention='xla'.")
-    batch = plan.rule_q.shape[0]
-    if q.shape[:2] != (batch, plan.lengths[0]) or k.shape[:2] != (batch, plan.lengths[1]):
-        raise ValueError(
-            f"The plan was made for {batch} rows of {plan.lengths[0]} queries and {plan.lengths[1]} keys, "
-            f"not for q {q.shape} and k {k.shape}."
-        )
     if q.dtype == jnp.float32 and not interpret and max(plan.block_q, plan.block_k) > _FLOAT32_BLOCK:
         raise ValueError(
             f"float32 rows on GPU want a plan with blocks of at most {_FLOAT32_BLOCK} tokens, not {plan.block_q} and "
@@ -183,7 +150,7 @@ class _Sizes(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, interpret: bool) -> jax.Array:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: GpuRowsPlan, interpret: bool) -> jax.Array:
     return _attend_fwd(q, k, v, plan, interpret)[0]
 
 
@@ -209,19 +176,22 @@ def _attend_fwd(q, k, v, plan, interpret):
 def _attend_bwd(interpret, saved, g):
     q, k, v, plan, out, lse = saved
     group = q.shape[2] // k.shape[2]
-    delta = jnp.einsum("bshd,bshd->bhs", out, g, preferred_element_type=jnp.float32)
-    delta = jnp.pad(delta, ((0, 0), (0, 0), (0, lse.shape[2] - delta.shape[2])))
-    delta = jnp.where(plan.rule_q[:, None, RowRule._fields.index("example")] >= 0, delta, 0)
+    # The mean of the weights' gradients under the weights, from the result alone.
+    delta = jnp.einsum("bshd,bshd->bhs", out, g, preferred_element_type=jnp.float32)  # [B, H, S]
+    delta = jnp.pad(delta, ((0, 0), (0, 0), (0, lse.shape[2] - delta.shape[2])))  # [B, H, S padded to blocks]
+    delta = jnp.where(plan.rule_q[:, None, EXAMPLE] >= 0, delta, 0)
     call = functools.partial(_call, group=group, interpret=interpret)
 
     one, shared = functools.partial(_heads, axis=2), functools.partial(_heads, axis=2, share=group)
     inputs = [(q, one(q)), (k, shared(k)), (v, shared(v)), (g, one(g))]
     inputs += [(x, _heads(x, axis=1)) for x in (lse, delta)]
+    # [B, S, H, d]
     (dq,) = call(_dq_kernel, plan, plan.keys, inputs, [(q, one(q))], heads=q.shape[2])
 
     several = functools.partial(_heads, size=group)
     inputs = [(q, several(q, axis=2)), (k, one(k)), (v, one(v)), (g, several(g, axis=2))]
     inputs += [(x, several(x, axis=1)) for x in (lse, delta)]
+    # [B, S2, Hkv, d] each: a program sums over the query heads of its key head, so that nothing is added up later.
     dk, dv = call(_dkv_kernel, plan, plan.queries, inputs, [(k, one(k)), (v, one(v))], heads=k.shape[2])
     return dq, dk, dv, None
 
@@ -248,7 +218,7 @@ def _rows(x: jax.Array) -> pl.BlockSpec:
 
 def _call(
     kernel: Callable[..., None],
-    plan: RowPlan,
+    plan: GpuRowsPlan,
     lists: BlockLists,
     inputs: Sequence[tuple[jax.Array, pl.BlockSpec]],
     outputs: Sequence[tuple[Any, pl.BlockSpec]],
@@ -289,11 +259,6 @@ def _rule(packed: Any, at: Any, axis: int) -> RowRule:
     return RowRule(*(jnp.expand_dims(packed[field, at], 1 - axis) for field in range(4)))
 
 
-def _seen(q: RowRule, k: RowRule) -> jax.Array:
-    near = (k.order <= q.order) | ((q.vision & k.vision) > 0)
-    return (q.example == k.example) & (q.segment <= k.segment) & near
-
-
 def _load(ref: Any, rule: RowRule | None) -> jax.Array:
     """Tokens [n, d]; with their rule [n, 1], zeros where there is none: padding or what lies beyond may be NaN."""
     return ref[...] if rule is None else plgpu.load(ref, mask=rule.example >= 0, other=0.0)
@@ -315,27 +280,28 @@ def _forward_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, out, lse, *,
     query = _load(q.at[at, :], rule)
 
     def step(other, mixed, carry):
-        top, total, sums = carry
+        top, total, sums = carry  # [query], [query], [query, d]
         near = pl.ds(other * sizes.block_k, sizes.block_k)
         alive = _rule(rule_k, near, 0) if mixed else None
-        logits = _dot(query, _load(k.at[near, :], alive).T) * sizes.scale
+        logits = _dot(query, _load(k.at[near, :], alive).T) * sizes.scale  # [query, key], in base 2
         if mixed:
-            logits = jnp.where(_seen(rule, _rule(rule_k, near, 1)), logits, -_FAR)
-        new = jnp.maximum(top, jnp.max(logits, axis=1))
-        weights = jnp.exp2(logits - new[:, None])
-        shrink = jnp.exp2(top - new)
-        value = _load(v.at[near, :], alive)
+            logits = jnp.where(sees(rule, _rule(rule_k, near, 1)), logits, -FAR)
+        new = jnp.maximum(top, jnp.max(logits, axis=1))  # [query]
+        weights = jnp.exp2(logits - new[:, None])  # [query, key]
+        # What was summed so far was measured from the old maximum.
+        shrink = jnp.exp2(top - new)  # [query]
+        value = _load(v.at[near, :], alive)  # [key, d]
         sums = sums * shrink[:, None] + _dot(weights.astype(value.dtype), value)
         return new, total * shrink + jnp.sum(weights, axis=1), sums
 
     zeros = jnp.zeros(sizes.block_q, jnp.float32)
-    start = zeros - _FAR, zeros, jnp.zeros(query.shape, jnp.float32)
+    start = zeros - FAR, zeros, jnp.zeros(query.shape, jnp.float32)
     top, total, sums = _walk(step, (blocks, counts), block, start, sizes)
-    visible = top > -_NEAR
+    visible = top > -NEAR
     total = jnp.where(visible, total, 1.0)
     _store(out, at, jnp.where(visible[:, None], sums / total[:, None], 0.0))
     # Queries without keys: a sum of "infinity", so that their weights vanish in the backward pass.
-    lse[at] = jnp.where(visible, top + jnp.log2(total), _FAR)
+    lse[at] = jnp.where(visible, top + jnp.log2(total), FAR)
 
 
 def _dq_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, g, lse, delta, dq, *, sizes: _Sizes) -> None:
@@ -343,19 +309,20 @@ def _dq_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, g, lse, delta, dq
     at = pl.ds(block * sizes.block_q, sizes.block_q)
     rule = _rule(rule_q, at, 0)
     query, slope = _load(q.at[at, :], rule), _load(g.at[at, :], rule)
-    norm, mean = lse[at][:, None], delta[at][:, None]
+    norm, mean = lse[at][:, None], delta[at][:, None]  # [query, 1]
 
     def step(other, mixed, total):
         near = pl.ds(other * sizes.block_k, sizes.block_k)
         alive = _rule(rule_k, near, 0) if mixed else None
-        key = _load(k.at[near, :], alive)
-        logits = _dot(query, key.T) * sizes.scale
+        key = _load(k.at[near, :], alive)  # [key, d]
+        logits = _dot(query, key.T) * sizes.scale  # [query, key], in base 2
         if mixed:
-            logits = jnp.where(_seen(rule, _rule(rule_k, near, 1)), logits, -_FAR)
+            logits = jnp.where(sees(rule, _rule(rule_k, near, 1)), logits, -FAR)
         dlogits = jnp.exp2(logits - norm) * (_dot(slope, _load(v.at[near, :], alive).T) - mean)
-        return total + _dot(dlogits.astype(key.dtype), key)
+        return total + _dot(dlogits.astype(key.dtype), key)  # [query, d]
 
     total = _walk(step, (blocks, counts), block, jnp.zeros(query.shape, jnp.float32), sizes)
+    # The scale of the logits is in base 2, that of their gradients is not.
     _store(dq, at, total * (sizes.scale / _LOG2E))
 
 
@@ -370,12 +337,12 @@ def _dkv_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, g, lse, delta, d
         dkey, dvalue = carry
         near = pl.ds(other * sizes.block_q, sizes.block_q)
         alive = _rule(rule_q, near, 0) if mixed else None
-        query, slope = _load(q.at[near, head, :], alive), _load(g.at[near, head, :], alive)
+        query, slope = _load(q.at[near, head, :], alive), _load(g.at[near, head, :], alive)  # [query, d]
         logits = _dot(key, query.T) * sizes.scale
         if mixed:
-            logits = jnp.where(_seen(_rule(rule_q, near, 1), rule), logits, -_FAR)
-        weights = jnp.exp2(logits - lse[head, near][None, :])
-        dvalue += _dot(weights.astype(slope.dtype), slope)
+            logits = jnp.where(sees(_rule(rule_q, near, 1), rule), logits, -FAR)
+        weights = jnp.exp2(logits - lse[head, near][None, :])  # [key, query]
+        dvalue += _dot(weights.astype(slope.dtype), slope)  # [key, d]
         dlogits = weights * (_dot(value, slope.T) - delta[head, near][None, :])
         return dkey + _dot(dlogits.astype(query.dtype), query), dvalue
 

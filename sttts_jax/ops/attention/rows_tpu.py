@@ -1,8 +1,8 @@
 """Attention over packed rows without an S x S array: the front of the Pallas TPU kernels.
 
-Which query sees which key is known before the first layer. `row_plan` asks it of whole blocks, once per forward, and
-lists the pairs of blocks in which somebody may see somebody; the kernels walk those lists with a grid of exactly their
-length. The future, other examples and padding cost nothing, and no other packing needs another compilation.
+Which query sees which key is known before the first layer. `plan_rows_tpu` asks it of whole blocks, once per forward,
+and lists the pairs of blocks in which somebody may see somebody; the kernels walk those lists with a grid of exactly
+their length. The future, other examples and padding cost nothing, and no other packing needs another compilation.
 
 Logits are [key, query], so that maxima and sums run over sublanes and the softmax statistics are rows.
 """
@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from sttts_jax.ops.attention.row_rule import RowRule
+from sttts_jax.ops.attention.pallas_softmax import check_dtypes
+from sttts_jax.ops.attention.row_rule import (
+    EXAMPLE,
+    NO_KEY,
+    NO_QUERY,
+    RowRule,
+    block_extremes,
+    block_meets,
+    pack_rule,
+)
+from sttts_jax.ops.attention.row_shapes import Planned, check_heads, check_rules
 from sttts_jax.ops.attention.rows_tpu_kernels import (
     FIRST,
     FLAG_BITS,
@@ -28,18 +38,16 @@ from sttts_jax.ops.attention.rows_tpu_kernels import (
 )
 from sttts_jax.ops.remat import attention_result
 
-_DTYPES = (jnp.float32, jnp.bfloat16)
-_HIGHEST = 2**31 - 1
 # Below this many heads a step of the grid is too short for what it costs to begin one.
 _STEP_HEADS = 4
 
 
 @struct.dataclass
-class RowPlan:
+class TpuRowsPlan:
     """Which blocks of queries and keys of a batch meet.
 
-    queries    int32 [B, 4, n * query_block]   example (-1: padding), segment, order and reach of every query, n blocks
-    keys       int32 [B, 4, m * key_block]     the same of the keys, padding -2
+    queries    int32 [B, 4, n * query_block]   the rule of every query, n blocks (see `pack_rule`)
+    keys       int32 [B, 4, m * key_block]     the same of the keys
     by_query   int32 [B * n * m]               pairs in use first, each query block's side by side (see `pair_words`)
     by_key     int32 [B * n * m]               the same pairs, each key block's side by side
     lengths    int32 [1, 2]                    how many words of the two lists are in use
@@ -56,8 +64,14 @@ class RowPlan:
     query_block: int = struct.field(pytree_node=False)
     key_block: int = struct.field(pytree_node=False)
 
+    @property
+    def planned(self) -> Planned:
+        """The rows that `attend_rows_tpu` takes with this plan."""
+        queries, keys = self.tokens
+        return (self.queries.shape[0], queries), (self.keys.shape[0], keys)
 
-def row_plan(rule_q: RowRule, rule_k: RowRule, block: int = 512, key_block: int | None = None) -> RowPlan:
+
+def plan_rows_tpu(rule_q: RowRule, rule_k: RowRule, block: int = 512, key_block: int | None = None) -> TpuRowsPlan:
     """The plan of rows in which `mask_rows(rule_q, rule_k)` says who sees whom.
 
     Rules [B, Sq] and [B, Sk], of any lengths; negative examples are padding on both sides. `block` queries and
@@ -65,55 +79,18 @@ def row_plan(rule_q: RowRule, rule_k: RowRule, block: int = 512, key_block: int 
     blocks is listed if the smallest and largest example, segment and order in them leave it possible that a query sees
     a key, so an unordered row costs time and never exactness.
     """
-    for name, rule in (("rule_q", rule_q), ("rule_k", rule_k)):
-        if rule.order.ndim != 2 or any(field.shape != rule.order.shape for field in rule):
-            raise ValueError(f"Every field of {name} must have one shape [B, S]; got {[x.shape for x in rule]}.")
-    if rule_q.order.shape[0] != rule_k.order.shape[0]:
-        raise ValueError(f"The rules have {rule_q.order.shape[0]} and {rule_k.order.shape[0]} rows; they must agree.")
+    check_rules(rule_q, rule_k)
     sizes = [block, block if key_block is None else key_block]
     if any(size < 128 or size % 128 for size in sizes):
         raise ValueError(f"The blocks are {sizes[0]} and {sizes[1]}; the row kernel wants multiples of 128 tokens.")
-    (rows, queries), keys = rule_q.order.shape, rule_k.order.shape[1]
-    if not rows or not queries or not keys:
-        raise ValueError(f"The rules are {rule_q.order.shape} and {rule_k.order.shape}; neither may be empty.")
+    queries, keys = rule_q.order.shape[1], rule_k.order.shape[1]
     query_block, key_block = (min(n, -(-s // 128) * 128) for n, s in zip(sizes, (queries, keys), strict=True))
-    fields_q, fields_k = _fields(rule_q, query_block, -1), _fields(rule_k, key_block, -2)
-    some, whole = _meetings(fields_q, query_block, fields_k, key_block)
+    fields_q, fields_k = pack_rule(rule_q, query_block, NO_QUERY), pack_rule(rule_k, key_block, NO_KEY)
+    some, whole = block_meets(block_extremes(fields_q, query_block), block_extremes(fields_k, key_block))  # [B, n, m]
     by_query, length_q = pair_words(some, whole)
     by_key, length_k = pair_words(some.swapaxes(1, 2), whole.swapaxes(1, 2))
     lengths = jnp.stack([length_q, length_k])[None]
-    return RowPlan(fields_q, fields_k, by_query, by_key, lengths, (queries, keys), query_block, key_block)
-
-
-def _fields(rule: RowRule, block: int, padding: int) -> jax.Array:
-    """int32 [B, 4, whole blocks]; reach is the last order that a vision token may see of another one."""
-    example = jnp.where(rule.example < 0, padding, rule.example)
-    reach = jnp.where(rule.vision, _HIGHEST, -_HIGHEST)
-    pad = ((0, 0), (0, -example.shape[1] % block))
-    fields = zip((example, rule.segment, rule.order, reach), (padding, 0, 0, 0), strict=True)
-    return jnp.stack([jnp.pad(x.astype(jnp.int32), pad, constant_values=fill) for x, fill in fields], axis=1)
-
-
-def _meetings(fields_q: jax.Array, query_block: int, fields_k: jax.Array, key_block: int) -> tuple[jax.Array, ...]:
-    """For every pair of blocks, bool [B, n, m]: might a query see a key, and does every query see every key?"""
-    low_q, high_q, full_q = (x[..., :, None] for x in _extremes(fields_q, query_block))
-    low_k, high_k, full_k = (x[..., None, :] for x in _extremes(fields_k, key_block))
-    example, segment, order, reach = range(4)
-    some = (low_q[example] <= high_k[example]) & (low_k[example] <= high_q[example])
-    some &= low_q[segment] <= high_k[segment]
-    some &= low_k[order] <= jnp.maximum(high_q[order], jnp.minimum(high_q[reach], high_k[reach]))
-    whole = full_q[0] & full_k[0] & (jnp.minimum(low_q, low_k)[example] == jnp.maximum(high_q, high_k)[example])
-    whole &= high_q[segment] <= low_k[segment]
-    whole &= high_k[order] <= jnp.maximum(low_q[order], jnp.minimum(low_q[reach], low_k[reach]))
-    return some, whole
-
-
-def _extremes(fields: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Smallest and largest of every field [4, B, n] over the tokens of a block, and [1, B, n] has it no padding?"""
-    fields = fields.swapaxes(0, 1).reshape(4, fields.shape[0], -1, block)
-    real = fields[:1] >= 0
-    low, high = (jnp.where(real, fields, fill) for fill in (_HIGHEST, -_HIGHEST))
-    return low.min(axis=-1), high.max(axis=-1), real.all(axis=-1)
+    return TpuRowsPlan(fields_q, fields_k, by_query, by_key, lengths, (queries, keys), query_block, key_block)
 
 
 def pair_words(some: jax.Array, whole: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,21 +104,23 @@ def pair_words(some: jax.Array, whole: jax.Array) -> tuple[jax.Array, jax.Array]
     own_bits, other_bits = address_bits(owns, others)
     if (rows - 1).bit_length() + own_bits + other_bits + FLAG_BITS > 31:
         raise ValueError(f"{rows} rows of {owns} x {others} blocks are too many for one call; use larger blocks.")
-    listed = some | (~some.any(axis=2, keepdims=True) & (jnp.arange(others) == 0))
-    rank = jnp.cumsum(listed, axis=2, dtype=jnp.int32)
+    listed = some | (~some.any(axis=2, keepdims=True) & (jnp.arange(others) == 0))  # [B, own, other]
+    rank = jnp.cumsum(listed, axis=2, dtype=jnp.int32)  # 1, 2 .. along the pairs of an own block
     flags = jnp.where(rank == 1, FIRST, 0) | jnp.where(rank == rank[..., -1:], LAST, 0)
     flags |= jnp.where(some, jnp.where(whole, WHOLE, MASKED), 0)
     row, own, other = (jax.lax.broadcasted_iota(jnp.int32, some.shape, axis) for axis in range(3))
+    # Never negative, because 31 bits are enough (checked above): shifts to the right bring no ones in.
     words = ((((row << own_bits) | own) << other_bits) | other) << FLAG_BITS | flags
+    # The order of memory is the order of the list: rows, then own blocks, then other ones.
     (order,) = jnp.nonzero(listed.reshape(-1), size=listed.size, fill_value=0)
     return words.reshape(-1)[order], jnp.sum(listed, dtype=jnp.int32)
 
 
-def row_stream_attention(
+def attend_rows_tpu(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    plan: RowPlan,
+    plan: TpuRowsPlan,
     *,
     head_groups: int | None = None,
     interpret: bool = False,
@@ -154,19 +133,12 @@ def row_stream_attention(
 
     `head_groups` divides the key heads: one after the other, or one for each core of a chip (None: as many as leave 4
     query heads a step). `interpret` runs the kernels on any platform, slowly. The kernels know no mesh: with several
-    devices call this, and `row_plan`, inside `jax.shard_map`.
+    devices call this, and `plan_rows_tpu`, inside `jax.shard_map`.
     """
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
-        raise ValueError(
-            "Row attention wants q [B, S, H, d] and k, v [B, S2, Hkv, d] with Hkv dividing H; "
-            f"got {q.shape}, {k.shape}, {v.shape}."
-        )
-    if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise ValueError(f"Row attention wants all float32 or all bfloat16; got {q.dtype}, {k.dtype}, {v.dtype}.")
-    planned = [(plan.queries.shape[0], n) for n in plan.tokens]
-    if planned != [q.shape[:2], k.shape[:2]]:
-        raise ValueError(f"The plan was made for rows {planned[0]} and {planned[1]}, not for {q.shape} and {k.shape}.")
+    check_heads(q, k, v, plan.planned)
+    check_dtypes("Row attention on TPU", q, k, v)
     (_, queries, heads, width), kv_heads = q.shape, k.shape[2]
+    # The fewest key heads a step, dividing all of them, that bring as many query heads as a step should have.
     if head_groups is None:
         wanted = min(kv_heads, -(-_STEP_HEADS * kv_heads // heads))
         head_groups = kv_heads // next(n for n in range(wanted, kv_heads + 1) if kv_heads % n == 0)
@@ -174,7 +146,7 @@ def row_stream_attention(
         raise ValueError(f"head_groups={head_groups} does not divide {kv_heads} key heads.")
 
     # The last block may hang over the end of a row, but a block larger than the array may not be.
-    q, k, v = (_heads_first(x, size) for x, size in zip((q, k, v), _sizes(plan), strict=True))
+    q, k, v = (_heads_first(x, size) for x, size in zip((q, k, v), _sizes(plan), strict=True))  # [B, heads, tokens, d]
     blocks = (plan.query_block, plan.key_block)
     shapes = RowShapes(
         *(q.shape[0], q.shape[2], k.shape[2], heads, kv_heads, width), head_groups, *blocks, interpret=interpret
@@ -182,7 +154,7 @@ def row_stream_attention(
     return _attend(q, k, v, plan, shapes).swapaxes(1, 2)[:, :queries]
 
 
-def _sizes(plan: RowPlan) -> tuple[int, int, int]:
+def _sizes(plan: TpuRowsPlan) -> tuple[int, int, int]:
     return plan.query_block, plan.key_block, plan.key_block
 
 
@@ -192,7 +164,7 @@ def _heads_first(x: jax.Array, least: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowPlan, shapes: RowShapes) -> jax.Array:
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: TpuRowsPlan, shapes: RowShapes) -> jax.Array:
     return _attend_fwd(q, k, v, plan, shapes)[0]
 
 
@@ -204,9 +176,10 @@ def _attend_fwd(q, k, v, plan, shapes):
 
 def _attend_bwd(shapes, saved, g):
     q, k, v, plan, out, lse = saved
+    # The mean of the weights' gradients under the weights, from the result alone: [B, H, Sq], then as lse.
     delta = jnp.sum(out.astype(jnp.float32) * g.astype(jnp.float32), axis=-1)
     delta = jnp.pad(delta, ((0, 0), (0, 0), (0, lse.shape[-1] - delta.shape[-1])))
-    delta = jnp.where(plan.queries[:, :1] >= 0, delta, 0.0).reshape(lse.shape)
+    delta = jnp.where(plan.queries[:, EXAMPLE : EXAMPLE + 1] >= 0, delta, 0.0).reshape(lse.shape)
     inputs = (plan.queries, plan.keys, q, k, v, g, lse, delta, shapes)
     dq = query_gradients(plan.lengths[0, 0], plan.by_query, *inputs)
     return dq, *key_gradients(plan.lengths[0, 1], plan.by_key, *inputs), None

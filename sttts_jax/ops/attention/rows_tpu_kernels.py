@@ -1,4 +1,4 @@
-"""The Pallas TPU kernels of `row_stream`: forward, gradients of the queries, gradients of keys and values.
+"""The Pallas TPU kernels of `rows_tpu`: forward, gradients of the queries, gradients of keys and values.
 
 One step of the grid is one pair of blocks and one group of key heads with all of their query heads. The pairs of an
 own block follow one another: what belongs to it stays in VMEM, what belongs to the other block is fetched ahead by
@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sttts_jax.ops.attention.tpu_blocks import FAR, LANES, NEAR, VMEM_BYTES, alive, column, dot
+from sttts_jax.ops.attention.pallas_softmax import FAR, NEAR
+from sttts_jax.ops.attention.row_rule import EXAMPLE, RowRule, sees
+from sttts_jax.ops.attention.tpu_blocks import LANES, VMEM_BYTES, alive, column, dot
 
 # Flags of a pair, the low bits of its word; above them the other block, the own block and the row.
 FIRST, LAST, MASKED, WHOLE = 1, 2, 4, 8
@@ -196,7 +198,7 @@ class _Specs:
         own_bits, other_bits = address_bits(*(numbers if self.own == "query" else numbers[::-1]))
 
         def index(head, pair, words):
-            address = words[pair] >> FLAG_BITS
+            address = words[pair] >> FLAG_BITS  # row, own block, other block, from the highest bits down
             own = (address >> other_bits) & ((1 << own_bits) - 1)
             other = address & ((1 << other_bits) - 1)
             return place(address >> (own_bits + other_bits), head, own if side == self.own else other)
@@ -224,6 +226,7 @@ def _call(
         out_specs=out_specs,
         scratch_shapes=scratch,
     )
+    # Groups of heads may go to different cores; pairs may not, because an own block sums over those of its own.
     call = pl.pallas_call(
         kernel,
         grid_spec=grid,
@@ -243,7 +246,7 @@ def _cost(shapes: RowShapes, dtype: Any, products: int, own: int, other: int, si
 
     `own` and `other` are the heads that are read and written, of tokens of the own block and of the other one.
     """
-    before = max(shapes.keys - shapes.queries, 0)
+    before = max(shapes.keys - shapes.queries, 0)  # keys of a cache, which every query sees
     ends = (-(-(before + i * shapes.query_block) // shapes.key_block) for i in range(1, shapes.query_blocks + 1))
     pairs = shapes.rows * sum(min(end, shapes.key_blocks) for end in ends)
     area = pairs * shapes.query_block * shapes.key_block * shapes.heads
@@ -266,19 +269,22 @@ def _when_seen(word: jax.Array, queries: Any, keys: Any, step: Callable[..., Non
 
     @pl.when((word & MASKED) != 0)
     def _():
-        example, segment, order, reach = (queries[i : i + 1] for i in range(4))
-        example_k, segment_k, order_k, reach_k = (column(keys[i : i + 1]) for i in range(4))
-        seen = (example == example_k) & (segment <= segment_k)
-        seen &= order_k <= jnp.maximum(order, jnp.minimum(reach, reach_k))
-        step(jnp.where(seen, 0.0, -FAR), example, example_k)
+        q = RowRule(*(queries[i : i + 1] for i in range(4)))  # [1, query]
+        k = RowRule(*(column(keys[i : i + 1]) for i in range(4)))  # [key, 1]
+        step(jnp.where(sees(q, k), 0.0, -FAR), q.example, k.example)
 
     @pl.when((word & WHOLE) != 0)
     def _():
         step(None, None, None)
 
 
+def _ids(fields: Any) -> jax.Array:
+    """[1, tokens]: examples, negative for padding."""
+    return fields[EXAMPLE : EXAMPLE + 1]
+
+
 def _logits(k: jax.Array, q: jax.Array, offsets: jax.Array | None, shapes: RowShapes) -> jax.Array:
-    logits = dot(k, q, (1, 1)) * shapes.scale
+    logits = dot(k, q, (1, 1)) * shapes.scale  # [key, query]
     return logits if offsets is None else logits + offsets
 
 
@@ -293,27 +299,28 @@ def _forward_kernel(words, queries, keys, q, k, v, out, lse, top, total, sums, *
 
     def step(offsets, _, key_ids):
         for j in range(shapes.kv_group):
-            k_j, v_j = alive(k[j], key_ids), alive(v[j], key_ids).T
+            k_j, v_j = alive(k[j], key_ids), alive(v[j], key_ids).T  # [key, d], [d, key]
             for h in range(j * shapes.share, (j + 1) * shapes.share):
                 at = slice(h, h + 1)
                 logits = _logits(k_j, q[h], offsets, shapes)
                 old = top[at]
-                new = jnp.maximum(old, jnp.max(logits, axis=0, keepdims=True))
-                weights = jnp.exp(logits - new)
-                shrink = jnp.exp(old - new)
+                new = jnp.maximum(old, jnp.max(logits, axis=0, keepdims=True))  # [1, query]
+                weights = jnp.exp(logits - new)  # [key, query]
+                # What was summed so far was measured from the old maximum.
+                shrink = jnp.exp(old - new)  # [1, query]
                 top[at] = new
                 total[at] = total[at] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-                sums[h] = sums[h] * shrink + dot(v_j, weights.astype(v.dtype), (1, 0))
+                sums[h] = sums[h] * shrink + dot(v_j, weights.astype(v.dtype), (1, 0))  # [d, query]
 
     _when_seen(word, queries, keys, step)
 
     @pl.when((word & LAST) != 0)
     def _():
-        visible = top[...] > -NEAR
+        visible = top[...] > -NEAR  # [heads of the group, query]
         share = jnp.where(visible, 1.0 / total[...], 0.0)
         lse[...] = jnp.where(visible, top[...] + jnp.log(total[...]), FAR)
         for h in range(shapes.group):
-            out[h] = alive(sums[h] * share[h : h + 1], queries[:1]).T.astype(out.dtype)
+            out[h] = alive(sums[h] * share[h : h + 1], _ids(queries)).T.astype(out.dtype)
 
 
 def _slopes(k, v, q, g, lse, delta, offsets, shapes: RowShapes) -> tuple[jax.Array, jax.Array]:
@@ -331,19 +338,19 @@ def _query_kernel(words, queries, keys, q, k, v, g, lse, delta, dq, sums, *, sha
 
     def step(offsets, _, key_ids):
         for j in range(shapes.kv_group):
-            k_j, v_j = alive(k[j], key_ids), alive(v[j], key_ids)
-            turned = k_j.T
+            k_j, v_j = alive(k[j], key_ids), alive(v[j], key_ids)  # [key, d]
+            turned = k_j.T  # [d, key], once for all query heads of the key head
             for h in range(j * shapes.share, (j + 1) * shapes.share):
                 at = slice(h, h + 1)
                 _, slopes = _slopes(k_j, v_j, q[h], g[h], lse[at], delta[at], offsets, shapes)
-                sums[h] += dot(turned, slopes.astype(k.dtype), (1, 0))
+                sums[h] += dot(turned, slopes.astype(k.dtype), (1, 0))  # [d, query]
 
     _when_seen(word, queries, keys, step)
 
     @pl.when((word & LAST) != 0)
     def _():
         for h in range(shapes.group):
-            dq[h] = alive(sums[h] * shapes.scale, queries[:1]).T.astype(dq.dtype)
+            dq[h] = alive(sums[h] * shapes.scale, _ids(queries)).T.astype(dq.dtype)
 
 
 def _key_kernel(words, queries, keys, q, k, v, g, lse, delta, dk, dv, sums_k, sums_v, *, shapes: RowShapes) -> None:
@@ -355,19 +362,20 @@ def _key_kernel(words, queries, keys, q, k, v, g, lse, delta, dk, dv, sums_k, su
         sums_v[...] = jnp.zeros_like(sums_v)
 
     def step(offsets, query_ids, _):
-        ids = None if query_ids is None else column(query_ids)
+        ids = None if query_ids is None else column(query_ids)  # [query, 1]
         for h in range(shapes.group):
             at, j = slice(h, h + 1), h // shapes.share
-            q_h, g_h = alive(q[h], ids), alive(g[h], ids)
+            q_h, g_h = alive(q[h], ids), alive(g[h], ids)  # [query, d]
             weights, slopes = _slopes(k[j], v[j], q_h, g_h, lse[at], delta[at], offsets, shapes)
-            sums_k[j] += dot(slopes.astype(q.dtype), q_h, (1, 0))
+            # The query heads of a key head add up here.
+            sums_k[j] += dot(slopes.astype(q.dtype), q_h, (1, 0))  # [key, d]
             sums_v[j] += dot(weights.astype(q.dtype), g_h, (1, 0))
 
     _when_seen(word, queries, keys, step)
 
     @pl.when((word & LAST) != 0)
     def _():
-        ids = column(keys[:1])
+        ids = column(_ids(keys))
         for j in range(shapes.kv_group):
             dk[j] = alive(sums_k[j] * shapes.scale, ids).astype(dk.dtype)
             dv[j] = alive(sums_v[j], ids).astype(dv.dtype)

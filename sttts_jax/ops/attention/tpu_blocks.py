@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-# Stand-ins for infinity that no subtraction turns into NaN. Logits of hidden keys are near -FAR: never above -NEAR.
-FAR, NEAR = 1e30, 1e29
 VMEM_BYTES = 64 * 2**20
 LANES = 128
 
@@ -19,6 +17,7 @@ def dot(a: jax.Array, b: jax.Array, over: tuple[int, int]) -> jax.Array:
 
 def column(row: jax.Array) -> jax.Array:
     """[1, n] -> [n, 1]."""
+    # Mosaic turns over whole tiles, not one row.
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
 
 

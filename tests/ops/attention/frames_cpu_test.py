@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sttts_jax.ops.attention.frames_cpu import loop_attention, loop_plan
+from sttts_jax.ops.attention.frames_cpu import attend_stream_cpu, plan_stream_cpu
 from tests.ops.attention.frames_tpu_test import LONGEST, make_segments, reference
 
 
@@ -20,8 +20,8 @@ def _check(counts, length, biased=False, dtype=jnp.float32, heads=2, seen=None):
     qkv, g = _draw(rows, length, 3, heads, 8).astype(dtype), _draw(rows, length, heads, 8, seed=1).astype(dtype)
     bias = 3 * _draw(rows, length, seed=2) if biased else None
     hidden = segments if seen is None else jnp.where(seen, segments, -1)
-    plan = loop_plan(segments, seen, frames=frames, max_segment=LONGEST)
-    got, pull = jax.vjp(lambda x, b: loop_attention(x, plan, b), qkv, bias)
+    plan = plan_stream_cpu(segments, seen, frames=frames, max_segment=LONGEST)
+    got, pull = jax.vjp(lambda x, b: attend_stream_cpu(x, plan, b), qkv, bias)
     want, pull_want = jax.vjp(lambda x, b: reference(x, hidden, frames, b), qkv.astype(jnp.float32), bias)
     tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
     assert got.dtype == dtype
@@ -60,7 +60,7 @@ def test_half_precision():
 
 
 def test_one_program_for_all_counts():
-    kernel = jax.jit(lambda x, s: loop_attention(x, loop_plan(s, None, frames=3, max_segment=256)))
+    kernel = jax.jit(lambda x, s: attend_stream_cpu(x, plan_stream_cpu(s, None, frames=3, max_segment=256)))
     for counts in ([[100, 100, 56]], [[1, 255, 0]], [[0, 0, 0]]):
         kernel(_draw(1, 256, 3, 1, 8), make_segments(counts, 256))
     assert kernel._cache_size() == 1
@@ -69,9 +69,9 @@ def test_one_program_for_all_counts():
 def test_what_lies_in_padding_reaches_nothing():
     """Not even NaN, in either pass."""
     segments = make_segments([[100, 30], [50, 60]], 200)
-    plan = loop_plan(segments, None, frames=2, max_segment=128)
+    plan = plan_stream_cpu(segments, None, frames=2, max_segment=128)
     qkv, dead = _draw(2, 200, 3, 2, 8), (segments == 2)[..., None, None]
-    kernel = jax.value_and_grad(lambda x: jnp.sum(jnp.where(dead, 0, jnp.sin(loop_attention(x, plan)))))
+    kernel = jax.value_and_grad(lambda x: jnp.sum(jnp.where(dead, 0, jnp.sin(attend_stream_cpu(x, plan)))))
     want, gradient = kernel(qkv)
     got, other = kernel(jnp.where(dead[..., None], jnp.nan, qkv))
     assert got == want

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sttts_jax.ops.attention.frames_gpu import _attend, augment_key_bias, frame_attention_cudnn
-from sttts_jax.ops.attention.frames_xla import frame_attention_xla
+from sttts_jax.ops.attention.frames_gpu import _attend, attend_frames_gpu, augment_key_bias
+from sttts_jax.ops.attention.frames_xla import attend_frames_xla
 
 
 def draw(shape, seed=0, dtype=jnp.float32):
@@ -25,9 +25,9 @@ def inputs(length, slots, heads=2, width=8, dtype=jnp.float32):
 def reference(q, k, v, bias, counts):
     """The XLA kernel under a mask, with zeros beyond the counts."""
     if counts is None:
-        return frame_attention_xla(q, k, v, bias, None)
+        return attend_frames_xla(q, k, v, bias, None)
     mask = jnp.arange(q.shape[-3]) < counts[..., None]
-    return jnp.where(mask[..., None, None], frame_attention_xla(q, k, v, bias, mask), 0)
+    return jnp.where(mask[..., None, None], attend_frames_xla(q, k, v, bias, mask), 0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,9 +85,9 @@ def test_a_bias_as_low_as_float32_goes_stays_finite():
     low = jnp.full((1, 8), -3e38)
     out, grads = both(by_xla, q, k, v, low, None, g)
     assert all(jnp.isfinite(x).all() for x in (out, *grads))
-    np.testing.assert_allclose(out, frame_attention_xla(q, k, v, None, None), atol=5e-3)  # the same for all: no bias
+    np.testing.assert_allclose(out, attend_frames_xla(q, k, v, None, None), atol=5e-3)  # the same for all: no bias
     some = jax.jit(by_xla)(q, k, v, low.at[:, :4].set(0), None)
-    np.testing.assert_allclose(some, frame_attention_xla(q, k[:, :4], v[:, :4], None, None), atol=1e-5)
+    np.testing.assert_allclose(some, attend_frames_xla(q, k[:, :4], v[:, :4], None, None), atol=1e-5)
     half = jnp.zeros((1, 8, 1, 128), jnp.float16)
     assert jnp.isfinite(augment_key_bias(half, half, low, 128**-0.5)[1]).all()
 
@@ -175,7 +175,7 @@ def test_lowers_for_cuda_at_the_width_of_siglip(cudnn, biased):
 
     x = shape(2, 16, 729, 16, 72)
     bias = shape(2, 16, 729, dtype=jnp.float32) if biased else None
-    args = (frame_attention_cudnn, x, x, x, bias, shape(2, 16, dtype=jnp.int32), x)
+    args = (attend_frames_gpu, x, x, x, bias, shape(2, 16, dtype=jnp.int32), x)
     text = both.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
     assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmax\(", text)) == 1
     assert len(re.findall(r"custom_call @__cudnn\$fmhaSoftmaxBackward\(", text)) == 1
@@ -188,7 +188,7 @@ def test_lowers_for_cuda_at_the_width_of_siglip(cudnn, biased):
 
 def test_refuses_in_one_sentence():
     x = jnp.zeros((2, 4, 1, 8), jnp.bfloat16)
-    refuse = frame_attention_cudnn
+    refuse = attend_frames_gpu
     with pytest.raises(ValueError, match="float32 and float32; compute in bfloat16, or take the 'xla' kernel"):
         refuse(*[x.astype(jnp.float32)] * 3, None, None)
     with pytest.raises(ValueError, match=r"one shape \[..., S, H, d\]"):
@@ -206,7 +206,7 @@ def test_refuses_in_one_sentence():
 def test_on_a_gpu_it_equals_xla(biased):
     q, k, v, bias, g = inputs(729, (6,), heads=4, width=72, dtype=jnp.bfloat16)
     bias, counts = bias if biased else None, jnp.asarray([0, 1, 128, 129, 400, 729])
-    got, wanted = (both(f, q, k, v, bias, counts, g) for f in (frame_attention_cudnn, reference))
+    got, wanted = (both(f, q, k, v, bias, counts, g) for f in (attend_frames_gpu, reference))
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
         np.testing.assert_allclose(x, y, atol=2e-2 * np.abs(y).max())

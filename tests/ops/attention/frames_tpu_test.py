@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sttts_jax.ops.attention.frames_tpu import stream_attention, stream_plan
+from sttts_jax.ops.attention.frames_tpu import attend_stream_tpu, plan_stream_tpu
 from tests.aot import TOPOLOGIES, run_for_tpu
 
 LONGEST = 729
@@ -45,8 +45,8 @@ def compiled(frames, block=128, **options):
     """qkv, segments, bias, g -> (result, gradients) of the kernel and of the reference; one compilation a shape."""
 
     def kernel(qkv, segments, bias):
-        plan = stream_plan(segments, frames=frames, max_segment=LONGEST, block=block)
-        return stream_attention(qkv, plan, key_bias=bias, interpret=True, **options)
+        plan = plan_stream_tpu(segments, frames=frames, max_segment=LONGEST, block=block)
+        return attend_stream_tpu(qkv, plan, key_bias=bias, interpret=True, **options)
 
     def both(attend, qkv, segments, bias, g):
         out, vjp = jax.vjp(lambda x, b: attend(x, segments, b), qkv, bias)
@@ -131,7 +131,7 @@ def test_frames_do_not_touch_each_other_and_padding_may_hold_anything():
 
 def test_the_plan_lists_exactly_the_blocks_that_share_a_frame():
     rng = np.random.default_rng(0)
-    plan_of = jax.jit(functools.partial(stream_plan, frames=6, max_segment=LONGEST, block=128))
+    plan_of = jax.jit(functools.partial(plan_stream_tpu, frames=6, max_segment=LONGEST, block=128))
     for _ in range(20):
         counts = [np.minimum(rng.geometric(1 / 150, 6) - 1, LONGEST).tolist() for _ in range(2)]
         plan = plan_of(make_segments(counts, 6 * LONGEST))
@@ -150,7 +150,7 @@ def test_the_plan_lists_exactly_the_blocks_that_share_a_frame():
 def test_the_longest_frames_fit_the_list():
     # Wherever the first frame ends, and with it where in a block the whole ones begin.
     for block in (128, 256):
-        plan_of = jax.jit(functools.partial(stream_plan, frames=5, max_segment=LONGEST, block=block))
+        plan_of = jax.jit(functools.partial(plan_stream_tpu, frames=5, max_segment=LONGEST, block=block))
         for first in (1, 40, 127, 128, 200, 255, LONGEST):
             plan = plan_of(make_segments([[first] + [LONGEST] * 4], 5 * LONGEST))
             assert int(plan.count[0]) < plan.own.size
@@ -165,24 +165,24 @@ def test_another_selection_needs_no_compilation():
 
 def test_refuses_what_it_cannot_do():
     segments = jnp.zeros((1, 256), jnp.int32)
-    plan = stream_plan(segments, frames=1, max_segment=256, block=128)
+    plan = plan_stream_tpu(segments, frames=1, max_segment=256, block=128)
     qkv = draw((1, 256, 3, 2, 8))
     with pytest.raises(ValueError, match="multiple of 128"):
-        stream_plan(segments, frames=1, max_segment=256, block=100)
+        plan_stream_tpu(segments, frames=1, max_segment=256, block=100)
     with pytest.raises(ValueError, match="must be positive"):
-        stream_plan(segments, frames=0, max_segment=256)
+        plan_stream_tpu(segments, frames=0, max_segment=256)
     with pytest.raises(ValueError, match="whole numbers"):
-        stream_plan(segments.astype(jnp.float32), frames=1, max_segment=256)
+        plan_stream_tpu(segments.astype(jnp.float32), frames=1, max_segment=256)
     with pytest.raises(ValueError, match=r"\[B, S, 3, H, d\]"):
-        stream_attention(qkv[:, :, 0], plan)
-    with pytest.raises(ValueError, match="float32 or bfloat16"):
-        stream_attention(qkv.astype(jnp.float16), plan)
+        attend_stream_tpu(qkv[:, :, 0], plan)
+    with pytest.raises(ValueError, match="all float32 or all bfloat16"):
+        attend_stream_tpu(qkv.astype(jnp.float16), plan)
     with pytest.raises(ValueError, match="plan was made for"):
-        stream_attention(draw((2, 256, 3, 2, 8)), plan)
+        attend_stream_tpu(draw((2, 256, 3, 2, 8)), plan)
     with pytest.raises(ValueError, match="key_bias has shape"):
-        stream_attention(qkv, plan, key_bias=jnp.zeros((1, 255)))
+        attend_stream_tpu(qkv, plan, key_bias=jnp.zeros((1, 255)))
     with pytest.raises(ValueError, match="does not divide"):
-        stream_attention(qkv, plan, head_groups=3)
+        attend_stream_tpu(qkv, plan, head_groups=3)
 
 
 COMPILE = textwrap.dedent(
@@ -191,15 +191,15 @@ COMPILE = textwrap.dedent(
     import jax, jax.numpy as jnp
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
-    from sttts_jax.ops.attention.frames_tpu import stream_attention, stream_plan
+    from sttts_jax.ops.attention.frames_tpu import attend_stream_tpu, plan_stream_tpu
 
     devices = topologies.get_topology_desc(sys.argv[1], platform="tpu").devices
     place = SingleDeviceSharding(devices[0])
     rows, length = 2, 4 * 729
 
     def grad(qkv, bias, segments, g):
-        plan = stream_plan(segments, frames=4, max_segment=729)
-        out, vjp = jax.vjp(lambda x, b: stream_attention(x, plan, key_bias=b), qkv, bias)
+        plan = plan_stream_tpu(segments, frames=4, max_segment=729)
+        out, vjp = jax.vjp(lambda x, b: attend_stream_tpu(x, plan, key_bias=b), qkv, bias)
         return out, vjp(g)
 
     for dtype, biased in ((jnp.bfloat16, False), (jnp.bfloat16, True), (jnp.float32, True)):

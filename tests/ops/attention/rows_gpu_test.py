@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sttts_jax.ops.attention.row_rule import RowRule, mask_rows
-from sttts_jax.ops.attention.rows_gpu import row_attention_gpu, row_plan_gpu
-from sttts_jax.ops.attention.rows_xla import row_attention_xla
+from sttts_jax.ops.attention.rows_gpu import attend_rows_gpu, plan_rows_gpu
+from sttts_jax.ops.attention.rows_xla import attend_rows_xla
 
 
 def draw(shape, seed=0, dtype=jnp.float32):
@@ -54,14 +54,14 @@ RULES = {
 @functools.partial(jax.jit, static_argnames=("block_q", "block_k", "interpret"))
 def kernel(rule_q, rule_k, q, k, v, g, block_q=16, block_k=16, interpret=True):
     """Result and gradients of q, k, v."""
-    plan = row_plan_gpu(rule_q, rule_k, block_q=block_q, block_k=block_k)
-    out, vjp = jax.vjp(lambda *x: row_attention_gpu(*x, plan, interpret=interpret), q, k, v)
+    plan = plan_rows_gpu(rule_q, rule_k, block_q=block_q, block_k=block_k)
+    out, vjp = jax.vjp(lambda *x: attend_rows_gpu(*x, plan, interpret=interpret), q, k, v)
     return out, vjp(g)
 
 
 @jax.jit
 def by_xla(rule_q, rule_k, q, k, v, g):
-    out, vjp = jax.vjp(lambda *x: row_attention_xla(*x, rule_q, rule_k, 1024), q, k, v)
+    out, vjp = jax.vjp(lambda *x: attend_rows_xla(*x, rule_q, rule_k, 1024), q, k, v)
     return out, vjp(g)
 
 
@@ -134,7 +134,7 @@ def test_padding_may_hold_anything_and_examples_do_not_touch_each_other():
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _plan(rule, block_q, block_k):
-    return row_plan_gpu(rule, rule, block_q=block_q, block_k=block_k)
+    return plan_rows_gpu(rule, rule, block_q=block_q, block_k=block_k)
 
 
 def _blocks(x, size_q, size_k):
@@ -213,25 +213,25 @@ def test_lowers_for_cuda_at_full_size_without_an_s_by_s_array():
 def test_refuses_in_one_sentence():
     rule = RULES["causal"]
     q, k, v, _ = inputs(rule, rule)
-    plan = row_plan_gpu(rule, rule, block_q=64)
+    plan = plan_rows_gpu(rule, rule, block_q=64)
     with pytest.raises(ValueError, match="block_k is 48; Triton wants a power of two"):
-        row_plan_gpu(rule, rule, block_k=48)
-    with pytest.raises(ValueError, match="field of rule_k must have the same shape"):
-        row_plan_gpu(rule, rule._replace(order=rule.order[:, :3]))
+        plan_rows_gpu(rule, rule, block_k=48)
+    with pytest.raises(ValueError, match="rule_k must have one shape"):
+        plan_rows_gpu(rule, rule._replace(order=rule.order[:, :3]))
     with pytest.raises(ValueError, match="same rows, and tokens"):
-        row_plan_gpu(rule, RowRule(*(x[:, :0] for x in rule)))
+        plan_rows_gpu(rule, RowRule(*(x[:, :0] for x in rule)))
     with pytest.raises(ValueError, match="Hkv dividing H"):
-        row_attention_gpu(q[:, :, :3], k, v, plan)
-    with pytest.raises(ValueError, match="float32 or bfloat16; got float16"):
-        row_attention_gpu(*(x.astype(jnp.float16) for x in (q, k, v)), plan)
+        attend_rows_gpu(q[:, :, :3], k, v, plan)
+    with pytest.raises(ValueError, match="all float32 or all bfloat16; got float16"):
+        attend_rows_gpu(*(x.astype(jnp.float16) for x in (q, k, v)), plan)
     with pytest.raises(ValueError, match="head_dim of at most 128; got 144"):
-        row_attention_gpu(*(jnp.tile(x, 9) for x in (q, k, v)), plan)
-    with pytest.raises(ValueError, match="plan was made for 1 rows of 83 queries"):
-        row_attention_gpu(q[:, 1:], k, v, plan, interpret=True)
+        attend_rows_gpu(*(jnp.tile(x, 9) for x in (q, k, v)), plan)
+    with pytest.raises(ValueError, match=r"plan was made for rows \(1, 83\) and \(1, 83\), not for \(1, 82,"):
+        attend_rows_gpu(q[:, 1:], k, v, plan, interpret=True)
     with pytest.raises(
         ValueError, match="blocks of at most 32 tokens, not 64 and 64; make one, or compute in bfloat16"
     ):
-        row_attention_gpu(q, k, v, plan)
+        attend_rows_gpu(q, k, v, plan)
 
 
 @pytest.mark.gpu

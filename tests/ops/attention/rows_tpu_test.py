@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sttts_jax.ops.attention.row_rule import RowRule, mask_rows
-from sttts_jax.ops.attention.rows_tpu import row_plan, row_stream_attention
+from sttts_jax.ops.attention.rows_tpu import attend_rows_tpu, plan_rows_tpu
 from sttts_jax.ops.attention.rows_tpu_kernels import FIRST, FLAG_BITS, LAST, MASKED, WHOLE, address_bits
-from sttts_jax.ops.attention.rows_xla import row_attention_xla
+from sttts_jax.ops.attention.rows_xla import attend_rows_xla
 from tests.aot import TOPOLOGIES, run_for_tpu
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 16
@@ -44,12 +44,12 @@ def compiled(block=128, key_block=None, **options):
     """q, k, v, g, rules -> (result, gradients) of the kernel and of the XLA kernel; one compilation a shape."""
 
     def kernel(q, k, v, rule_q, rule_k):
-        plan = row_plan(rule_q, rule_k, block, key_block)
-        return row_stream_attention(q, k, v, plan, interpret=True, **options)
+        plan = plan_rows_tpu(rule_q, rule_k, block, key_block)
+        return attend_rows_tpu(q, k, v, plan, interpret=True, **options)
 
     def dense(q, k, v, rule_q, rule_k):
         with jax.default_matmul_precision("highest"):
-            return row_attention_xla(q, k, v, rule_q, rule_k, block=q.shape[1])
+            return attend_rows_xla(q, k, v, rule_q, rule_k, block=q.shape[1])
 
     def both(attend, q, k, v, g, rule_q, rule_k):
         out, vjp = jax.vjp(lambda *x: attend(*x, rule_q, rule_k), q, k, v)
@@ -77,7 +77,7 @@ def check(rule_q, rule_k=None, *, tolerance=1e-5, heads=HEADS, kv_heads=KV_HEADS
         assert not x[nothing].any()
 
 
-plan_of = jax.jit(row_plan, static_argnums=(2, 3))
+plan_of = jax.jit(plan_rows_tpu, static_argnums=(2, 3))
 
 
 def pairs(plan, by="query"):
@@ -222,26 +222,26 @@ def test_another_packing_needs_no_compilation():
 
 def test_refuses_what_it_cannot_do():
     rule = rule_of([(256, 0, 0, 0)])
-    plan = row_plan(rule, rule, 128)
+    plan = plan_rows_tpu(rule, rule, 128)
     q, k, v, _ = inputs(rule, rule)
     with pytest.raises(ValueError, match="multiples of 128"):
-        row_plan(rule, rule, 128, 100)
+        plan_rows_tpu(rule, rule, 128, 100)
     with pytest.raises(ValueError, match="rule_k must have one shape"):
-        row_plan(rule, rule._replace(order=rule.order[:, :5]))
-    with pytest.raises(ValueError, match="1 and 2 rows"):
-        row_plan(rule, RowRule(*(jnp.repeat(x, 2, 0) for x in rule)))
-    with pytest.raises(ValueError, match="neither may be empty"):
-        row_plan(RowRule(*(x[:, :0] for x in rule)), rule)
+        plan_rows_tpu(rule, rule._replace(order=rule.order[:, :5]))
+    with pytest.raises(ValueError, match="must have the same rows"):
+        plan_rows_tpu(rule, RowRule(*(jnp.repeat(x, 2, 0) for x in rule)))
+    with pytest.raises(ValueError, match="must have the same rows, and tokens"):
+        plan_rows_tpu(RowRule(*(x[:, :0] for x in rule)), rule)
     with pytest.raises(ValueError, match="too many for one call"):
-        jax.eval_shape(row_plan, *[RowRule(*(jax.ShapeDtypeStruct((1, 2**24), jnp.int32) for _ in rule))] * 2)
+        jax.eval_shape(plan_rows_tpu, *[RowRule(*(jax.ShapeDtypeStruct((1, 2**24), jnp.int32) for _ in rule))] * 2)
     with pytest.raises(ValueError, match="Hkv dividing H"):
-        row_stream_attention(q[:, :, :3], k, v, plan)
+        attend_rows_tpu(q[:, :, :3], k, v, plan)
     with pytest.raises(ValueError, match="all float32 or all bfloat16"):
-        row_stream_attention(q.astype(jnp.bfloat16), k, v, plan)
+        attend_rows_tpu(q.astype(jnp.bfloat16), k, v, plan)
     with pytest.raises(ValueError, match="plan was made for"):
-        row_stream_attention(q[:, :100], k, v, plan)
+        attend_rows_tpu(q[:, :100], k, v, plan)
     with pytest.raises(ValueError, match="does not divide"):
-        row_stream_attention(q, k, v, plan, head_groups=3)
+        attend_rows_tpu(q, k, v, plan, head_groups=3)
 
 
 COMPILE = textwrap.dedent(
@@ -251,14 +251,14 @@ COMPILE = textwrap.dedent(
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
     from sttts_jax.ops.attention.row_rule import RowRule
-    from sttts_jax.ops.attention.rows_tpu import row_plan, row_stream_attention
+    from sttts_jax.ops.attention.rows_tpu import plan_rows_tpu, attend_rows_tpu
 
     devices = topologies.get_topology_desc(sys.argv[1], platform="tpu").devices
     place = SingleDeviceSharding(devices[0])
 
     def grad(q, k, v, g, rule):
-        plan = row_plan(rule, rule)
-        out, vjp = jax.vjp(lambda *x: row_stream_attention(*x, plan), q, k, v)
+        plan = plan_rows_tpu(rule, rule)
+        out, vjp = jax.vjp(lambda *x: attend_rows_tpu(*x, plan), q, k, v)
         return out, vjp(g)
 
     for length in (5384, 36864) if "v5p" in sys.argv[1] else (5384,):
