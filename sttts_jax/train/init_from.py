@@ -36,8 +36,8 @@ def state_from(init_from: PathLike, plan: Blueprint, seed: int) -> tuple[TrainSt
     leaves = loaded | _fresh_leaves(plan, seed, lacking)
     params = map_named(lambda name, _: leaves[name], plan.abstract.params)
     opt = jax.jit(plan.optimizer.init, out_shardings=plan.shardings.opt)(params)
-    zero = jnp.int32(0)
-    state = jax.device_put(TrainState(zero, zero, zero, params, opt), plan.shardings)
+    counts = jnp.int32(0), jnp.int32(0), jnp.int32(0)  # three arrays: the step takes the memory of each
+    state = jax.device_put(TrainState(*counts, params, opt), plan.shardings)
     return state, f"parameters from {step}: {len(loaded)} arrays; fresh: {', '.join(lacking) or 'none'}"
 
 
