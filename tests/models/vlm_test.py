@@ -98,7 +98,8 @@ def _gradients(prune: PruneConfig, dtype: Any = jnp.float32, remat: str = "none"
 
     def loss(params: Any, batch: dict[str, jax.Array], aux: float) -> jax.Array:
         out = model.apply({"params": params}, batch, method="loss")
-        return out.task.mean(1e-4) + aux * out.aux / jnp.maximum(out.aux_count, 1)
+        task = (out.task.cross_entropy + 1e-4 * out.task.z) / out.task.weight
+        return task + aux * out.aux / jnp.maximum(out.aux_count, 1)
 
     return jax.jit(jax.value_and_grad(loss))
 
