@@ -64,17 +64,20 @@ def mesh_axes(
     used: set[str] = set()
     chosen: list[tuple[str, ...] | None] = []
     for size, name in zip(shape, names, strict=True):
-        axes: list[str] = []
-        for axis in RULES[name] if name else ():
-            if (
-                axis not in used
-                and sizes.get(axis, 1) > 1
-                and size % (math.prod(sizes[a] for a in axes) * sizes[axis]) == 0
-            ):
-                axes.append(axis)
+        axes = _dividing(size, [axis for axis in RULES[name] if axis not in used], sizes) if name else ()
         used.update(axes)
-        chosen.append(tuple(axes) or None)
+        chosen.append(axes or None)
     return tuple(chosen)
+
+
+def _dividing(size: int, candidates: list[str], sizes: dict[str, int]) -> tuple[str, ...]:
+    """The mesh axes, taken in their order, that together divide `size`."""
+    axes: tuple[str, ...] = ()
+    for axis in candidates:
+        parts = math.prod(sizes[a] for a in axes) * sizes.get(axis, 1)
+        if sizes.get(axis, 1) > 1 and size % parts == 0:
+            axes += (axis,)
+    return axes
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -54,6 +54,7 @@ TORCH_MODULE = f"{PACKAGE}.bench.torch_reference"  # what `bench torch` times: i
 CATCH_ALL = {"utils", "util", "helpers", "misc", "common"}
 
 MAX_FUNCTION_LINES = 60
+MAX_NESTING = 2  # of for, while, if, with and try inside of each other, in a function of the package
 MANY_LINES = 400  # of a file: a warning
 MAX_MEDIAN = 150
 TEXT_SUFFIXES = {".py", ".sh", ".html", ".css", ".js", ".yaml", ".yml", ".toml"}
@@ -198,6 +199,29 @@ def test_no_function_is_too_long() -> None:
     }
     assert len(lengths) > len(MODULES)
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}
+
+
+def _nesting(node: ast.AST, depth: int = 0) -> int:
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            continue
+        elif_of = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        block = isinstance(child, ast.For | ast.While | ast.If | ast.With | ast.Try) and not elif_of
+        deepest = max(deepest, _nesting(child, depth + block))
+    return deepest
+
+
+def test_no_function_is_nested_deeply() -> None:
+    code = "def f():\n for a in b:\n  if a:\n   with c: d\n  elif e: f\n  elif g: h"
+    assert _nesting(ast.parse(code).body[0]) == 3
+    deep = {
+        f"{module}.{node.name}": _nesting(node)
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _nesting(node) > MAX_NESTING
+    }
+    assert not deep
 
 
 def test_long_files_are_named() -> None:

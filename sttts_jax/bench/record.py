@@ -112,9 +112,8 @@ def rows_table(rows: Sequence[SpeedupRow], baselines: Sequence[SpeedupRow]) -> T
     # Two frame counts may have been compared with one unpruned model, each in its own minutes.
     for base in {_baseline_of(base): base for base in baselines}.values():
         table.add_row(*_cells(base), style="dim")
-        for row in rows:
-            if _baseline_of(row) == _baseline_of(base):
-                table.add_row(*_cells(row))
+        for row in [row for row in rows if _baseline_of(row) == _baseline_of(base)]:
+            table.add_row(*_cells(row))
     return table
 
 

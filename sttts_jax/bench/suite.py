@@ -212,22 +212,29 @@ def run_suite(
         left = budget_s - (started - begun)
         chosen = _choose(record, part, left, compile_s.get(part.kind, part.compile_s), speed)
         if chosen:
-            say(f"{part.name}: {_ks(chosen)}")
-            rows = _measured(record, part, chosen, ceiling, say)
-            if not rows and part.smaller is not None:
-                part = part.smaller()
-                gc.collect()  # what the failed part held
-                record.partial.add(part.name)
-                say(f"{part.name}: {_ks(chosen)}")
-                rows = _measured(record, part, chosen, ceiling, say)
+            part, rows = _run_part(record, part, chosen, ceiling, say)
             compile_s[part.kind] = max((row.compile_s for row in rows), default=part.compile_s)
-            if rows:
-                held = {"seconds": now() - started, "device_peak_gib": device_peak_gib()}
-                record.parts.append({"name": part.name, **held, **part.settings})
+            held = {"seconds": now() - started, "device_peak_gib": device_peak_gib()}
+            record.parts += [{"name": part.name, **held, **part.settings}] if rows else []
         record.head["seconds"] = now() - begun
         if path:
             write_json(path, record.as_json())
     return record
+
+
+def _run_part(
+    record: Record, part: Part, chosen: Sequence[Fraction], ceiling: float, say: Say
+) -> tuple[Part, Sequence[SpeedupRow]]:
+    """(what was run, its rows): the part, or its smaller form where the part does not fit the device."""
+    say(f"{part.name}: {_ks(chosen)}")
+    rows = _measured(record, part, chosen, ceiling, say)
+    if rows or part.smaller is None:
+        return part, rows
+    part = part.smaller()
+    gc.collect()  # what the failed part held
+    record.partial.add(part.name)
+    say(f"{part.name}: {_ks(chosen)}")
+    return part, _measured(record, part, chosen, ceiling, say)
 
 
 def _head(bed: Testbed, fractions: Sequence[Fraction], budget_s: float, ceiling: float, command: str) -> dict[str, Any]:

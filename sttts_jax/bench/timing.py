@@ -82,16 +82,20 @@ def interleave(groups: Sequence[Group], rounds: int, say: Callable[[str], None])
     times = [np.zeros((len(group.variants), rounds)) for group in groups]
     for number in range(-1, rounds):
         begun = time.perf_counter()
-        for i, group in enumerate(groups):
-            seconds = group.baseline.seconds()
-            count = len(group.variants)
-            turns = {(number + j) % count: group.variants[(number + j) % count].seconds() for j in range(count)}
-            if number >= 0:
-                base[i, number] = seconds
-                times[i][:, number] = [turns[j] for j in range(count)]
+        measured = [_one_round(group, number) for group in groups]
         if number < 0:
             say(f"a round takes about {time.perf_counter() - begun:.1f} s; {rounds} to go")
+            continue
+        for i, (seconds, turns) in enumerate(measured):
+            base[i, number], times[i][:, number] = seconds, turns
     return list(zip(base, times, strict=True))
+
+
+def _one_round(group: Group, number: int) -> tuple[float, list[float]]:
+    """Seconds of the baseline and of the variants, in their order; they ran from variant `number` on."""
+    seconds, count = group.baseline.seconds(), len(group.variants)
+    turns = {(number + j) % count: group.variants[(number + j) % count].seconds() for j in range(count)}
+    return seconds, [turns[j] for j in range(count)]
 
 
 def quartiles(values: np.ndarray) -> tuple[float, float, float]:

@@ -186,13 +186,16 @@ class Manager:
         try:
             self.wait()
         finally:
-            writer, self._writer = self._writer, None
+            self._close_writer()
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        try:
             if writer is not None:
-                try:
-                    writer.close()
-                except Exception:
-                    if not self._failed:  # Orbax raises a failure again that was raised already
-                        raise
+                writer.close()
+        except Exception:
+            if not self._failed:  # Orbax raises a failure again that was raised already
+                raise
 
     def _orbax(self) -> ocp.training.Checkpointer:
         """Made late: broken steps are out of the way by then, and evaluation never needs it."""

@@ -57,12 +57,17 @@ def whole_directory(path: PathLike) -> Iterator[epath.Path]:
         temporary.mkdir()
         try:
             yield temporary
-            if target.exists():
-                target.rmdir()
-            temporary.rename(target)
+            _take_place(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _take_place(directory: epath.Path, target: epath.Path) -> None:
+    """Renames `directory` to `target`, which may be an empty directory."""
+    if target.exists():
+        target.rmdir()
+    directory.rename(target)
 
 
 @contextlib.contextmanager

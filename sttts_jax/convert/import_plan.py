@@ -4,7 +4,7 @@ plan = plan_molmo2(directory)            # or plan_backbones(vision, llm); reads
 write_plan(plan, step_directory, meta)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,14 +166,12 @@ def _plan(cfg: VlmConfig, files: list[MappedFiles], fresh_scorer: bool, dtype: s
 def _dtypes(files: list[MappedFiles]) -> dict[str, np.dtype]:
     """{leaf: dtype of its tensors}. Raises ValueError where they have several."""
     found: dict[str, str] = {}
-    for source in files:
-        for piece in source.pieces:
-            dtype = source.listing[piece.tensor].dtype
-            if found.setdefault(piece.leaf, dtype) != dtype:
-                raise ValueError(
-                    f"{piece.tensor} is {dtype}, but other layers of the same parameter are {found[piece.leaf]}; "
-                    "give --dtype float32 or bfloat16"
-                )
+    for piece, tensor in _stored_pieces(files):
+        if found.setdefault(piece.leaf, tensor.dtype) != tensor.dtype:
+            raise ValueError(
+                f"{piece.tensor} is {tensor.dtype}, but other layers of the same parameter are {found[piece.leaf]}; "
+                "give --dtype float32 or bfloat16"
+            )
     return {leaf: numpy_dtype(dtype) for leaf, dtype in found.items()}
 
 
@@ -194,11 +192,16 @@ def write_plan(plan: ImportPlan, step_path: PathLike, meta: Mapping[str, Any]) -
 def _by_leaf(files: list[MappedFiles]) -> dict[str, list[tuple[Piece, StoredTensor]]]:
     """{leaf: its pieces and where they are}; copies were compared already."""
     groups: dict[str, list[tuple[Piece, StoredTensor]]] = {}
-    for source in files:
-        for piece in source.pieces:
-            if not piece.copy:
-                groups.setdefault(piece.leaf, []).append((piece, source.listing[piece.tensor]))
+    for piece, tensor in _stored_pieces(files):
+        if not piece.copy:
+            groups.setdefault(piece.leaf, []).append((piece, tensor))
     return groups
+
+
+def _stored_pieces(files: list[MappedFiles]) -> Iterator[tuple[Piece, StoredTensor]]:
+    """Every piece and where it is."""
+    for source in files:
+        yield from ((piece, source.listing[piece.tensor]) for piece in source.pieces)
 
 
 def _write_leaf(
@@ -213,12 +216,17 @@ def _write_leaf(
         write_slice(leaf, (), whole)
         return
     for piece, tensor in parts:
-        if is_table(piece):
-            for rows in row_blocks(piece.shape[0], chunk_of(leaf)[0]):
-                write_slice(leaf, (rows,), read_tensor(tensor, stored_rows(piece, rows)).astype(spec.dtype, copy=False))
-        else:
-            array = piece.load(read_tensor(tensor, piece.rows))
-            write_slice(leaf, piece.index, array.astype(spec.dtype, copy=False))
+        for index, array in _parts_of(piece, tensor, chunk_of(leaf)[0]):
+            write_slice(leaf, index, array.astype(spec.dtype, copy=False))
+
+
+def _parts_of(piece: Piece, tensor: StoredTensor, rows: int) -> Iterator[tuple[tuple, np.ndarray]]:
+    """(index in the leaf, array): of a table blocks of `rows` rows, else the whole piece."""
+    if not is_table(piece):
+        yield piece.index, piece.load(read_tensor(tensor, piece.rows))
+        return
+    for block in row_blocks(piece.shape[0], rows):
+        yield (block,), read_tensor(tensor, stored_rows(piece, block))
 
 
 def is_table(piece: Piece) -> bool:

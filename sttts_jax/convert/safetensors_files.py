@@ -111,22 +111,32 @@ def _list_index(root: epath.Path) -> dict[str, StoredTensor]:
         raise BadFile(f"{root / INDEX} has no weight_map of tensor names to files")
     found: dict[str, StoredTensor] = {}
     for shard in sorted(set(places.values())):
-        if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise BadFile(f"{root / INDEX} names the file {shard!r}; only .safetensors files beside it are read")
-        if not (root / shard).exists():
-            raise BadFile(f"{root / INDEX} names {shard}, which is not there; download that shard")
-        for name, tensor in _list_file(root / shard).items():
-            if name not in places:
-                raise BadFile(f"{shard} holds {name}, which {INDEX} does not list")
-            if name in found:
-                raise BadFile(f"{name} is in {found[name].file.name} and again in {shard}")
-            if places[name] != shard:
-                raise BadFile(f"{INDEX} says that {name} is in {places[name]}, but it is in {shard}")
-            found[name] = tensor
+        tensors = _list_shard(root, shard)
+        _check_places(tensors, shard, places, found)
+        found |= tensors
     missing = next((name for name in places if name not in found), None)
     if missing is not None:
         raise BadFile(f"{INDEX} says that {missing} is in {places[missing]}, but it is not")
     return found
+
+
+def _list_shard(root: epath.Path, shard: str) -> dict[str, StoredTensor]:
+    if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
+        raise BadFile(f"{root / INDEX} names the file {shard!r}; only .safetensors files beside it are read")
+    if not (root / shard).exists():
+        raise BadFile(f"{root / INDEX} names {shard}, which is not there; download that shard")
+    return _list_file(root / shard)
+
+
+def _check_places(names: Iterable[str], shard: str, places: dict[str, str], found: dict[str, StoredTensor]) -> None:
+    """The index says of every tensor of a shard that it is there, and there alone."""
+    for name in names:
+        if name not in places:
+            raise BadFile(f"{shard} holds {name}, which {INDEX} does not list")
+        if name in found:
+            raise BadFile(f"{name} is in {found[name].file.name} and again in {shard}")
+        if places[name] != shard:
+            raise BadFile(f"{INDEX} says that {name} is in {places[name]}, but it is in {shard}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -198,13 +208,18 @@ def read_tensor(tensor: StoredTensor, rows: slice | None = None) -> np.ndarray:
     view = memoryview(out.reshape(-1).view(np.uint8))
     with tensor.file.open("rb") as handle:
         handle.seek(start)
-        done = 0
-        while done < len(view):
-            count = handle.readinto(view[done:])
-            if not count:
-                raise BadFile(f"{tensor.file} ends early: a tensor's bytes are missing; download it again")
-            done += count
+        _fill(view, handle, tensor.file)
     return out
+
+
+def _fill(view: memoryview, handle: Any, file: epath.Path) -> None:
+    """Reads until `view` is full: a read may give less than was asked for."""
+    done = 0
+    while done < len(view):
+        count = handle.readinto(view[done:])
+        if not count:
+            raise BadFile(f"{file} ends early: a tensor's bytes are missing; download it again")
+        done += count
 
 
 def plan_shards(specs: Sequence[TensorSpec], max_shard_bytes: int = SHARD_BYTES) -> list[list[TensorSpec]]:

@@ -66,13 +66,12 @@ def convert_to_hf(
     check_room(target, plan.nbytes)
     config = hf_config(vlm, "native" if style == "native" else "hub", base)
     tokenizer = None if side is not None else Tokenizer.load(workdir.tokenizer, vlm.llm.vocab)
+    others = [] if side is None else [file for file in side_files(side) if file.name != CONFIG]
     if not dry_run:
         with whole_directory(target) as folder:
             write_export(plan, folder, int(shard_gb * 1e9))
-            if side is not None:
-                copy_files([file for file in side_files(side) if file.name != CONFIG], folder)
-            if tokenizer is not None:
-                tokenizer.save_hf(folder)
+            copy_files(others, folder)
+            _save_tokenizer(tokenizer, folder)
             write_json(folder / CONFIG, config)
     return Conversion.of(plan, target, begun, dry_run, warning=_warning(vlm.vit))
 
@@ -97,3 +96,9 @@ def side_folder(workdir: Workdir, config: dict[str, Any]) -> epath.Path | None:
             return None
         workdir, config = Workdir.of_step(step), saved_config(read_meta(step))
     return None
+
+
+def _save_tokenizer(tokenizer: Tokenizer | None, folder: epath.Path) -> None:
+    """Where no side files bring one."""
+    if tokenizer is not None:
+        tokenizer.save_hf(folder)

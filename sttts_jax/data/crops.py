@@ -62,9 +62,8 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
         raise ImageError(f"{name}: is empty")
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height <= MOST_PIXELS:
-                return np.array(_rgb(ImageOps.exif_transpose(image)))
-            size = f"{image.width} x {image.height}"
+            size, small = f"{image.width} x {image.height}", image.width * image.height <= MOST_PIXELS
+            pixels = np.array(_rgb(ImageOps.exif_transpose(image))) if small else None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: holds more than {MOST_PIXELS:,} pixels; shrink it") from error
     except Exception as error:  # damaged files make Pillow raise nearly everything
@@ -73,7 +72,9 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
         raise ImageError(
             f"{name}: cannot be read as an image ({cause}); it is damaged, cut short or of another kind"
         ) from error
-    raise ImageError(f"{name}: holds {size} pixels, more than {MOST_PIXELS:,}; shrink it")
+    if pixels is None:
+        raise ImageError(f"{name}: holds {size} pixels, more than {MOST_PIXELS:,}; shrink it")
+    return pixels
 
 
 def crop_image(

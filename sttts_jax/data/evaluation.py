@@ -139,9 +139,7 @@ class _RowMaker:
             broken = error
         for place, asked in enumerate(group):
             try:
-                if broken is not None:
-                    raise broken
-                ids, facts = self._question(self.records[asked.record], asked.message)
+                ids, facts = self._question(asked, broken)
             except (RecordError, VideoError) as error:
                 LOG.warning("question %d of record %d cannot be asked: %s", asked.message, asked.record, error)
                 meta.append({**asked._asdict(), "error": str(error), "unfit": isinstance(error, _Unfit)})
@@ -170,9 +168,12 @@ class _RowMaker:
             self.last = (clip, read_video(record, self.sampling, self.shape.size))
         return self.last[1]
 
-    def _question(self, record: Record, number: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """Its tokens, and what scoring and reports want to know."""
-        asked = record.messages[number]
+    def _question(self, place: Asked, broken: Exception | None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Its tokens, and what scoring and reports want to know. Raises `broken`, what its video or images met with."""
+        if broken is not None:
+            raise broken
+        record = self.records[place.record]
+        asked = record.messages[place.message]
         ids = build_question(self.tokenizer, asked)
         if len(ids) > self.questions.longest:
             raise RecordError(f"takes {len(ids)} tokens and a question has {self.questions.longest}; shorten it")

@@ -138,11 +138,12 @@ def fetch(
     left = iter(int(i) for i in wanted)
     target = next(left)
     for index, frame in enumerate(container.decode(stream)):
-        if index == target:
-            yield frame
-            target = next(left, -1)
-            if target < 0:
-                return
+        if index != target:
+            continue
+        yield frame
+        target = next(left, -1)
+        if target < 0:
+            return
     raise VideoError(f"{name}: decoding it twice gave different numbers of frames; the file is damaged")
 
 
@@ -178,23 +179,37 @@ def _fetch_by_time(
     frames: Iterator[av.VideoFrame] | None = None
     frame: av.VideoFrame | None = None
     for target in targets:
-        key = (
-            timeline.keys[np.searchsorted(timeline.keys, target, side="right") - 1]
-            if len(timeline.keys)
-            else timeline.pts[0]
-        )
+        key = _key_before(timeline, target)
         if frames is None or (frame is not None and key > frame.pts):
-            if key > timeline.pts[0]:
-                container.seek(int(key), stream=stream)
-            frames, frame = container.decode(stream), None
+            frames, frame = _decoded_from(container, stream, timeline, key), None
         while frame is None or frame.pts < target:
-            following = next(frames, None)
-            if following is None or following.pts is None or (frame is not None and following.pts <= frame.pts):
-                raise OutOfOrder
-            frame = following
+            frame = _following(frames, frame)
         if frame.pts != target:
             raise OutOfOrder
         yield frame
+
+
+def _key_before(timeline: Timeline, target: int) -> int:
+    """When the key frame appears from which the frame at `target` can be decoded."""
+    if not len(timeline.keys):
+        return int(timeline.pts[0])
+    return int(timeline.keys[np.searchsorted(timeline.keys, target, side="right") - 1])
+
+
+def _decoded_from(
+    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, key: int
+) -> Iterator[av.VideoFrame]:
+    if key > timeline.pts[0]:
+        container.seek(key, stream=stream)
+    return container.decode(stream)
+
+
+def _following(frames: Iterator[av.VideoFrame], frame: av.VideoFrame | None) -> av.VideoFrame:
+    """The next frame, which must be a later one."""
+    following = next(frames, None)
+    if following is None or following.pts is None or (frame is not None and following.pts <= frame.pts):
+        raise OutOfOrder
+    return following
 
 
 def _first_video(container: av.container.InputContainer, name: str) -> av.VideoStream:

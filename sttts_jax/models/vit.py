@@ -127,10 +127,11 @@ class Vit(nn.Module):
             raise ValueError(f"blocks {start} to {stop} cut a stack in two; the stacks are {cuts(self.cfg)}")
         taps = {}
         for first, end in cuts(self.cfg):
-            if start <= first < stop and first <= max(self.cfg.feature_layers):
-                x, _ = getattr(self, stack_name(first, end))(x, layout)
-                if end - 1 in self.cfg.feature_layers:
-                    taps[end - 1] = x
+            if not start <= first < stop or first > max(self.cfg.feature_layers):
+                continue
+            x, _ = getattr(self, stack_name(first, end))(x, layout)
+            if end - 1 in self.cfg.feature_layers:
+                taps[end - 1] = x
         return x, taps
 
     def run_survivors(self, x: jax.Array, kept: Kept, whole: WholeFrames | FlatFrames) -> dict[int, jax.Array]:

@@ -30,21 +30,26 @@ def stairs(frames: int, capacity: int, cells: int, classes: int = 4) -> tuple[tu
     >>> stairs(16, 648, 81)
     ((8, 81), (2, 70), (3, 56), (3, 43))
     """
-    # caps[j]: the most cells of the sorted slot j. best[end]: (cost, runs) of the first `end` slots.
+    # caps[j]: the most cells of the sorted slot j. best[end]: of the first `end` slots, at first in one run.
     caps = [cells] + [min(cells, max(capacity - cells, 0) // j) for j in range(1, frames)]
-    best: list[tuple[int, tuple[tuple[int, int], ...]]] = [(0, ())]
-    for end in range(1, frames + 1):
-        best.append((end * cells * cells, ((end, cells),)))
+    best: list[_Split] = [(0, ())] + [(end * cells * cells, ((end, cells),)) for end in range(1, frames + 1)]
     for _ in range(classes - 1):
-        nxt = list(best)
-        for end in range(1, frames + 1):
-            for start in range(1, end):
-                cost, runs = best[start]
-                cost += (end - start) * caps[start] ** 2
-                if cost < nxt[end][0]:
-                    nxt[end] = (cost, (*runs, (end - start, caps[start])))
-        best = nxt
+        best = [_with_one_more_run(best, caps, end) for end in range(frames + 1)]
     return tuple(run for run in best[frames][1] if run[1] > 0)
+
+
+_Split = tuple[int, tuple[tuple[int, int], ...]]  # cost, runs
+
+
+def _with_one_more_run(best: list[_Split], caps: list[int], end: int) -> _Split:
+    """The cheapest of what the first `end` slots have, and of that plus a run of slots start .. end - 1."""
+    cheapest = best[end]
+    for start in range(1, end):
+        cost, runs = best[start]
+        cost += (end - start) * caps[start] ** 2
+        if cost < cheapest[0]:
+            cheapest = (cost, (*runs, (end - start, caps[start])))
+    return cheapest
 
 
 @struct.dataclass

@@ -55,9 +55,7 @@ def train(run: Run, start: Start, evaluate: Evaluate | None = None, out: Any = N
     """
     with jax.set_mesh(run.mesh), contextlib.closing(_Loop(run, start, evaluate, out)) as loop:
         try:
-            for number in range(int(start.state.step) + 1, run.config.total_steps + 1):
-                if not loop.advance(number):
-                    break
+            loop.advance_all(int(start.state.step) + 1, run.config.total_steps)
             loop.report_held()
         except TooManySkipped:
             loop.save(int(loop.state.step), None)
@@ -90,6 +88,12 @@ class _Loop:
         self._writer.note(parameter_overview(run.plan))
         if jax.process_index() == 0:
             write_text(run.workdir.state_table, state_table(run.plan.boxed, run.mesh, run.plan.min_size) + "\n")
+
+    def advance_all(self, first: int, last: int) -> None:
+        """Updates `first` to `last`, or until the run is told to stop."""
+        for number in range(first, last + 1):
+            if not self.advance(number):
+                return
 
     def advance(self, number: int) -> bool:
         """Update `number`, and what belongs to it; False where the run was told to stop."""

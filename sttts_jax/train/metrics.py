@@ -54,14 +54,8 @@ class JsonLines:
     def _kept(self, resume_step: int) -> list[str]:
         if not self._path.exists():
             return []
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= resume_step:
-                    kept.append(f"{line}\n")
-            except (ValueError, KeyError, TypeError):
-                continue
-        return kept
+        lines = self._path.read_text().splitlines()
+        return [f"{line}\n" for line in lines if _step_of(line) <= resume_step]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One line. NaN and infinities become strings, as JSON has none. Raises ValueError without a step."""
@@ -86,6 +80,14 @@ class JsonLines:
         self.flush()
         if self._file is not None:
             self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """Infinity for what is no whole record."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def read_lines(path: PathLike) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The tokenizer of a run: it lies in the workdir, so that the run's checkpoints can be read with nothing else."""
 
+import itertools
+
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.config import DataConfig
@@ -37,9 +39,8 @@ def _tokenizer_of(init_from: str) -> str:
 def _texts(config: DataConfig) -> list[str]:
     """What the model reads and says of the first records of every source, and the names of the chat's roles."""
     texts = []
-    for source in config.sources:
-        records = open_source(source)
-        for index in range(min(len(records), TEXT_RECORDS)):
-            for message in records[index].messages:
-                texts += ["user\n", user_text(message), "assistant\n", target_text(message), *message.options]
+    for records in map(open_source, config.sources):
+        chosen = (records[index] for index in range(min(len(records), TEXT_RECORDS)))
+        for message in itertools.chain.from_iterable(record.messages for record in chosen):
+            texts += ["user\n", user_text(message), "assistant\n", target_text(message), *message.options]
     return texts

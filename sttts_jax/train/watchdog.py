@@ -62,10 +62,13 @@ class Watchdog:
     def _watch(self) -> None:
         with self._condition:
             while not self._closed:
-                left = self._due - time.monotonic()
-                if left <= 0:
-                    self._end()
-                self._condition.wait(None if left == float("inf") else left)
+                self._wait()
+
+    def _wait(self) -> None:
+        left = self._due - time.monotonic()
+        if left <= 0:
+            self._end()
+        self._condition.wait(None if left == float("inf") else left)
 
     def _end(self) -> None:
         sys.stderr.write(
