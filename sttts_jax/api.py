@@ -96,11 +96,20 @@ def evaluate(
     picture          a .png of kept tokens of a run of method scorer
     say              gets progress and the tables, line by line, on the first process
 
-    Every process calls the same. Raises FileNotFoundError without a checkpoint and ValueError for whatever else cannot
-    be measured, before anything is compiled.
+    Every process calls the same. Raises FileNotFoundError (no checkpoint) or ValueError before anything is compiled.
     """
     _check_files(report, picture)
-    found = evaluations.plan(workdirs, tasks, pruned_fraction, max_frames, max_fps, limit, data_dir, out, overwrite)
+    found = evaluations.plan(
+        workdirs,
+        tasks,
+        pruned_fraction=pruned_fraction,
+        max_frames=max_frames,
+        max_fps=max_fps,
+        limit=limit,
+        data_dir=data_dir,
+        out=out,
+        overwrite=overwrite,
+    )
     evaluations.measure(found, batch, seed, frame_buckets, say)
     if say is not None and jax.process_index() == 0:
         say(table.summary(found))

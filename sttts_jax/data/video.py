@@ -28,6 +28,8 @@ ROUNDING = 1e-7  # a time this little before a frame appears means that frame
 
 @dataclass(frozen=True)
 class Video:
+    """What was sampled of a clip: F frames, the time of each, and the clip's length."""
+
     frames: np.ndarray  # uint8 [F, h, w, 3]
     times: np.ndarray  # float64 [F], from the clip's start, ascending
     duration: float  # of the clip, seconds

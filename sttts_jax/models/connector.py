@@ -48,18 +48,19 @@ class Connector(nn.Module):
         out_kernel = self._weight("out", fan_in(2), (c.heads, c.head_dim, c.width), (HEADS, HEAD_DIM, EMBED))
         out_bias = self._weight("out_bias", zeros, (c.width,), (EMBED,))
 
-        total = jnp.sum(windows, axis=-2, dtype=jnp.float32)
+        total = jnp.sum(windows, axis=-2, dtype=jnp.float32)  # [..., i]
         if valid is None:
-            mean = total / windows.shape[-2]
+            mean = total / windows.shape[-2]  # [..., i]
         else:
-            mean = total / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)
+            mean = total / jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1)  # [..., i]
         q = jnp.einsum("...i,ihd->...hd", mean.astype(self.dtype), q_kernel) + q_bias  # [..., H, d]
         kv = jnp.einsum("...wi,ithd->...wthd", windows, kv_kernel) + kv_bias  # [..., W, 2, H, d]
-        k, v = kv[..., 0, :, :], kv[..., 1, :, :]
-        logits = jnp.einsum("...hd,...whd->...hw", q, k, preferred_element_type=jnp.float32) * c.head_dim**-0.5
-        weights = masked_softmax(logits, None if valid is None else valid[..., None, :])  # [..., H, W]
-        heads = jnp.einsum("...hw,...whd->...hd", weights.astype(self.dtype), v)
-        return jnp.einsum("...hd,hdo->...o", heads, out_kernel) + out_bias
+        k, v = kv[..., 0, :, :], kv[..., 1, :, :]  # [..., W, H, d]
+        logits = jnp.einsum("...hd,...whd->...hw", q, k, preferred_element_type=jnp.float32)  # [..., H, W]
+        seen = None if valid is None else valid[..., None, :]  # [..., 1, W]
+        weights = masked_softmax(logits * c.head_dim**-0.5, seen)  # [..., H, W]
+        heads = jnp.einsum("...hw,...whd->...hd", weights.astype(self.dtype), v)  # [..., H, d]
+        return jnp.einsum("...hd,hdo->...o", heads, out_kernel) + out_bias  # [..., D]
 
     def _project(self, pooled: jax.Array) -> jax.Array:
         c = self.cfg

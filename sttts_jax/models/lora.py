@@ -81,9 +81,9 @@ class Adapters:
             return y
         ins, outs = x.shape[x.ndim - inputs :], y.shape[y.ndim - (len(axes) - inputs) :]
         rank = self.lora.rank
-        a = weight(block, name + A, fan_in(inputs), (*ins, rank), (*axes[:inputs], dims.LORA), y.dtype)
-        b = weight(block, name + B, zeros, (rank, *outs), (dims.LORA, *axes[inputs:]), y.dtype)
-        narrow = jnp.tensordot(x.astype(y.dtype), a, inputs) * self.lora.scale
+        a = weight(block, name + A, fan_in(inputs), (*ins, rank), (*axes[:inputs], dims.LORA), y.dtype)  # [in, r]
+        b = weight(block, name + B, zeros, (rank, *outs), (dims.LORA, *axes[inputs:]), y.dtype)  # [r, out]
+        narrow = jnp.tensordot(x.astype(y.dtype), a, inputs) * self.lora.scale  # [..., r]
         return y + jnp.tensordot(narrow, b, 1)
 
 

@@ -121,11 +121,13 @@ class Vlm(nn.Module):
         """pooling int32 [B, P, w]: patch f * N + n of each slot of a window, -1 for none -> [B, P, E]."""
         place = jnp.asarray(self.grid.places)  # [N]
         frame, patch = pooling // self.grid.patches, pooling % self.grid.patches  # [B, P, w]
+        # [B, P, w] each: cells of the row, patches of the cell, and where the cell stands among the K kept ones.
         cell, slot = frame * self.grid.cells + place[patch] // self.grid.window, place[patch] % self.grid.window
         stream = jax.vmap(lambda inverse, cell: jnp.take(inverse, cell, mode="clip"))(seen.kept.inverse, cell)
         valid = (pooling >= 0) & (stream < self.capacity)  # [B, P, w]
         flat = seen.features.reshape(seen.features.shape[0], -1, seen.features.shape[-1])  # [B, K*W, taps*D]
         index = jnp.where(valid, stream * self.grid.window + slot, flat.shape[1])  # [B, P, w]
+        # [B, P, w, taps*D]
         windows = jax.vmap(lambda x, i: jnp.take(x, i, axis=0, mode="fill", fill_value=0))(flat, index)
         return self.connector(windows, valid)
 

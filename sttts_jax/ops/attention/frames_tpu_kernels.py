@@ -36,18 +36,22 @@ class Shapes(NamedTuple):
 
     @property
     def blocks(self) -> int:
+        """Of a row, the last one padded."""
         return -(-self.length // self.block)
 
     @property
     def padded(self) -> int:
+        """Tokens of a row, padded to whole blocks."""
         return self.blocks * self.block
 
     @property
     def group(self) -> int:
+        """Heads of a step."""
         return self.heads // self.groups
 
     @property
     def scale(self) -> float:
+        """Of the logits."""
         return self.width**-0.5
 
 

@@ -169,7 +169,7 @@ def _attend_fwd(q, k, v, plan, interpret):
         heads=q.shape[2],
         interpret=interpret,
     )
-    out, lse = map(attention_result, results)
+    out, lse = map(attention_result, results)  # [B, S, H, d], [B, H, S padded to blocks]
     return out, (q, k, v, plan, out, lse)
 
 
@@ -277,7 +277,7 @@ def _forward_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, out, lse, *,
     block = order[pl.program_id(2)]
     at = pl.ds(block * sizes.block_q, sizes.block_q)
     rule = _rule(rule_q, at, 0)
-    query = _load(q.at[at, :], rule)
+    query = _load(q.at[at, :], rule)  # [query, d]
 
     def step(other, mixed, carry):
         top, total, sums = carry  # [query], [query], [query, d]
@@ -308,7 +308,7 @@ def _dq_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, g, lse, delta, dq
     block = order[pl.program_id(2)]
     at = pl.ds(block * sizes.block_q, sizes.block_q)
     rule = _rule(rule_q, at, 0)
-    query, slope = _load(q.at[at, :], rule), _load(g.at[at, :], rule)
+    query, slope = _load(q.at[at, :], rule), _load(g.at[at, :], rule)  # [query, d]
     norm, mean = lse[at][:, None], delta[at][:, None]  # [query, 1]
 
     def step(other, mixed, total):
@@ -318,10 +318,11 @@ def _dq_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, g, lse, delta, dq
         logits = _dot(query, key.T) * sizes.scale  # [query, key], in base 2
         if mixed:
             logits = jnp.where(sees(rule, _rule(rule_k, near, 1)), logits, -FAR)
-        dlogits = jnp.exp2(logits - norm) * (_dot(slope, _load(v.at[near, :], alive).T) - mean)
+        value = _load(v.at[near, :], alive)  # [key, d]
+        dlogits = jnp.exp2(logits - norm) * (_dot(slope, value.T) - mean)  # [query, key]
         return total + _dot(dlogits.astype(key.dtype), key)  # [query, d]
 
-    total = _walk(step, (blocks, counts), block, jnp.zeros(query.shape, jnp.float32), sizes)
+    total = _walk(step, (blocks, counts), block, jnp.zeros(query.shape, jnp.float32), sizes)  # [query, d]
     # The scale of the logits is in base 2, that of their gradients is not.
     _store(dq, at, total * (sizes.scale / _LOG2E))
 
@@ -331,25 +332,25 @@ def _dkv_kernel(order, blocks, counts, rule_q, rule_k, q, k, v, g, lse, delta, d
     block = order[pl.program_id(2)]
     at = pl.ds(block * sizes.block_k, sizes.block_k)
     rule = _rule(rule_k, at, 0)
-    key, value = _load(k.at[at, :], rule), _load(v.at[at, :], rule)
+    key, value = _load(k.at[at, :], rule), _load(v.at[at, :], rule)  # [key, d]
 
     def step(head, other, mixed, carry):
         dkey, dvalue = carry
         near = pl.ds(other * sizes.block_q, sizes.block_q)
         alive = _rule(rule_q, near, 0) if mixed else None
         query, slope = _load(q.at[near, head, :], alive), _load(g.at[near, head, :], alive)  # [query, d]
-        logits = _dot(key, query.T) * sizes.scale
+        logits = _dot(key, query.T) * sizes.scale  # [key, query], in base 2
         if mixed:
             logits = jnp.where(sees(_rule(rule_q, near, 1), rule), logits, -FAR)
         weights = jnp.exp2(logits - lse[head, near][None, :])  # [key, query]
         dvalue += _dot(weights.astype(slope.dtype), slope)  # [key, d]
-        dlogits = weights * (_dot(value, slope.T) - delta[head, near][None, :])
-        return dkey + _dot(dlogits.astype(query.dtype), query), dvalue
+        dlogits = weights * (_dot(value, slope.T) - delta[head, near][None, :])  # [key, query]
+        return dkey + _dot(dlogits.astype(query.dtype), query), dvalue  # [key, d]
 
     def one_head(head, carry):
         return _walk(functools.partial(step, head), (blocks, counts), block, carry, sizes)
 
     zeros = jnp.zeros(key.shape, jnp.float32)
-    dkey, dvalue = jax.lax.fori_loop(0, sizes.group, one_head, (zeros, zeros))
+    dkey, dvalue = jax.lax.fori_loop(0, sizes.group, one_head, (zeros, zeros))  # [key, d]
     _store(dk, at, dkey * (sizes.scale / _LOG2E))
     _store(dv, at, dvalue)

@@ -45,10 +45,12 @@ class RowShapes(NamedTuple):
 
     @property
     def query_blocks(self) -> int:
+        """Blocks of queries of a row, the last one padded."""
         return -(-self.queries // self.query_block)
 
     @property
     def key_blocks(self) -> int:
+        """Blocks of keys of a row, the last one padded."""
         return -(-self.keys // self.key_block)
 
     @property
@@ -68,6 +70,7 @@ class RowShapes(NamedTuple):
 
     @property
     def scale(self) -> float:
+        """Of the logits."""
         return self.width**-0.5
 
 
