@@ -12,22 +12,20 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from etils import epy
 
 from sttts_jax.cli.main import run
 from sttts_jax.data.config import DEFAULT_DATA_DIR, Source
-from sttts_jax.data.image import resize
-from sttts_jax.data.prompt import target_text, user_text
-from sttts_jax.data.reader import read_video
-from sttts_jax.data.record import Record, RecordError
-from sttts_jax.data.sampling import FrameSampling
-from sttts_jax.data.sources import registry
-from sttts_jax.data.video import Video, VideoError
+
+with epy.lazy_imports():
+    from PIL import Image
+
+    from sttts_jax.data import contact_sheet, preview, sampling
+    from sttts_jax.data.sources import registry
 
 SPLITS = ("train", "validation", "test")
 THUMB = 144  # height of a frame in the contact sheet, pixels
-GAP = 4
+GAP = 4  # white pixels between them
 
 
 def main(argv: list[str]) -> int:
@@ -91,54 +89,19 @@ def _inspect(args: argparse.Namespace) -> int:
     if not 0 <= args.first < last:
         raise ValueError(f"--first {args.first} --count {args.count} is outside of the {len(source)} records")
     print(f"{args.name} ({args.split}): {len(source)} records")
-    lines, bad = [], 0
-    for index in range(args.first, last):
-        try:
-            record = source[index]
-            video = _video(record, args)
-        except (RecordError, VideoError) as error:
-            print(f"\n[{index}] cannot be used: {error}")
-            bad += 1
-            continue
-        _print(index, record, video)
-        if video is not None:
-            lines.append(_film(video))
-    if args.sheet and lines:
-        _save_sheet(lines, Path(args.sheet))
+    strips, bad = [], 0
+    chosen = sampling.FrameSampling(args.max_frames, args.max_fps)
+    for seen in preview.preview(source, range(args.first, last), chosen):
+        print(f"\n{seen.text}")
+        bad += not seen.usable
+        if args.sheet and seen.frames is not None:
+            strips.append(contact_sheet.film_strip(contact_sheet.thumbnails(seen.frames, THUMB), GAP))
+    if strips:
+        sheet = Path(args.sheet)
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(contact_sheet.stack_strips(strips, GAP)).save(sheet)
         print(f"\nframes in {args.sheet}")
     return 1 if bad else 0
-
-
-def _video(record: Record, args: argparse.Namespace) -> Video | None:
-    if record.video is None:
-        return None
-    return read_video(record, FrameSampling(args.max_frames, args.max_fps), size=None)
-
-
-def _print(index: int, record: Record, video: Video | None) -> None:
-    print(f"\n[{index}] {record.id}")
-    if video is not None:
-        frames, height, width, _ = video.frames.shape
-        times = " ".join(f"{t:.1f}" for t in video.times)
-        print(f"    {video.duration:.2f} s, {width} x {height}, {frames} frames at {times} s")
-    for message in record.messages:
-        asked = user_text(message).replace("\n", " | ")
-        print(f"    {message.family or message.style}: {asked}  ->  {target_text(message)}")
-
-
-def _film(video: Video) -> np.ndarray:
-    """The frames side by side: uint8 [THUMB, w, 3]."""
-    height, width = video.frames.shape[1:3]
-    size = (THUMB, max(1, round(width * THUMB / height)))
-    thumbs = [np.pad(resize(frame, size), ((0, 0), (0, GAP), (0, 0)), constant_values=255) for frame in video.frames]
-    return np.concatenate(thumbs, 1)
-
-
-def _save_sheet(lines: list[np.ndarray], path: Path) -> None:
-    width = max(line.shape[1] for line in lines)
-    padded = [np.pad(x, ((0, GAP), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in lines]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(padded, 0)).save(path)
 
 
 if __name__ == "__main__":

@@ -6,47 +6,14 @@ below N names.
 """
 
 import argparse
-import json
 import sys
-from datetime import UTC, datetime
-from typing import Any
 
-from sttts_jax.ckpt import files
-from sttts_jax.ckpt.meta import saved_config
-from sttts_jax.ckpt.restore import OPT, PARAMS, read_meta, read_tree
+from etils import epy
+
 from sttts_jax.cli.main import run
-from sttts_jax.paths import as_path
-from sttts_jax.text_table import text_table
-from sttts_jax.trees import flatten_mapping, named_leaves, param_count, tree_bytes
 
-
-def _steps_table(directory: Any) -> str:
-    rows = []
-    for step in files.list_steps(directory):
-        path = files.step_directory(directory, step)
-        size = sum(files.file_sizes(path).values()) / 2**20
-        when = datetime.fromtimestamp(path.stat().mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        rows.append((str(step), f"{size:.2f}", when, files.problem_of(directory, step) or "whole"))
-    return text_table(("step", "MiB", "written", "state"), rows)
-
-
-def _tree_table(tree: Any, depth: int) -> str:
-    """Leaves, those with the same first `depth` names folded into one line (0: never)."""
-    groups: dict[str, list[Any]] = {}
-    for name, leaf in named_leaves(tree).items():
-        parts = name.split("/")
-        groups.setdefault("/".join(parts[:depth]) + "/..." if depth and len(parts) > depth else name, []).append(leaf)
-    rows = []
-    for name, leaves in groups.items():
-        shape = f"{leaves[0].dtype}{list(leaves[0].shape)}" if len(leaves) == 1 else f"{len(leaves)} leaves"
-        rows.append((name, shape, f"{param_count(leaves):,}", f"{tree_bytes(leaves) / 2**20:.2f}"))
-    count = f"{len(named_leaves(tree))} leaves"
-    rows.append(("total", count, f"{param_count(tree):,}", f"{tree_bytes(tree) / 2**20:.2f}"))
-    return text_table(("leaf", "array", "numbers", "MiB"), rows)
-
-
-def _plain_table(tree: dict[str, Any]) -> str:
-    return text_table(("key", "value"), [(key, json.dumps(value)) for key, value in flatten_mapping(tree).items()])
+with epy.lazy_imports():
+    from sttts_jax.ckpt import describe
 
 
 def main(argv: list[str]) -> int:
@@ -57,18 +24,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("directory", help="a run's workdir, a directory of steps, or one step; local or gs://")
     parser.add_argument("--depth", type=int, default=0, help="fold leaves below so many names (0: show all)")
     arguments = parser.parse_args(argv)
-    root = as_path(arguments.directory)
-    for place in files.directories_of_steps(root):
-        print(f"{place}\n{_steps_table(place)}\n")
-    step = files.resolve_step(root)
-    meta = read_meta(step)
-    config = saved_config(meta)
-    print(f"{step}\n{_plain_table({key: value for key, value in meta.items() if key != 'config'})}\n")
-    for name in (PARAMS, OPT):
-        if not (step / name).exists():  # a converted checkpoint has no optimizer state
-            continue
-        print(f"{name}\n{_tree_table(read_tree(step, name), arguments.depth)}\n")
-    print(f"config\n{_plain_table(config)}")
+    for text in describe.describe(arguments.directory, arguments.depth):
+        print(text)
     return 0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sttts_jax.data.contact_sheet import film_strip, stack_strips
 from sttts_jax.data.schema import RowShape, check_batch
 
 ROWS, COLUMNS, SIDE = 4, 8, 192  # most rows and frames of the picture, and about the pixels of a frame's side
@@ -25,5 +26,4 @@ def contact_sheet(frames: np.ndarray) -> np.ndarray:
     chosen = np.linspace(0, frames.shape[1] - 1, count).round().astype(int)
     step = max(max(frames.shape[2:4]) // SIDE, 1)
     shown = frames[:ROWS, chosen, ::step, ::step]  # [rows, columns, h, w, 3]
-    rows, columns, height, width, _ = shown.shape
-    return shown.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+    return stack_strips([film_strip(row) for row in shown])
