@@ -13,11 +13,9 @@ what was kept and how fast it was. Programs are compiled before the clock starts
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from etils import epy
 
@@ -28,10 +26,10 @@ with epy.lazy_imports():
     from sttts_jax import api, paths
     from sttts_jax.data import sampling
     from sttts_jax.data import video as videos
-    from sttts_jax.evals import prose
     from sttts_jax.infer import generate
     from sttts_jax.infer import model as models
     from sttts_jax.infer import scene as scenes
+    from sttts_jax.report import answers as records
     from sttts_jax.report import look
 
 
@@ -55,9 +53,9 @@ def main(argv: list[str]) -> int:
             page = _numbered(args.show, number)
             look.write_view(look.view_scene(scene, answers), page)
             print(f"page: {page}")
-        asked.append(_facts(scene, answers))
+        asked.append(records.scene_record(scene, answers))
     if args.json:
-        paths.write_json(args.json, _record(model, generation, asked))
+        paths.write_json(args.json, records.session_record(model.checkpoint, generation, asked))
     return 0
 
 
@@ -107,49 +105,13 @@ def _ask(
     if len(args.video) > 1 or len(args.question) > 1:
         print(question)
     answer = scene.ask(question, generation, lambda piece: print(piece, end="", flush=True))
-    print(f"\n[{'; '.join(_line(scene, answer))}]", flush=True)
+    print(f"\n[{records.summary(scene, answer)}]", flush=True)
     return answer
-
-
-def _line(scene: scenes.Scene, answer: scenes.Answer) -> Iterator[str]:
-    kept, everything = scene.cells
-    if scene.frames:
-        yield f"{scene.frames} frames, {kept:,} of {everything:,} vision tokens kept ({scene.kept_share:.1%})"
-    if scene.image_tokens:
-        yield f"{scene.image_tokens:,} vision tokens of images"
-    yield f"prompt {scene.prompt_tokens:,} tokens before the question"
-    rate = "" if answer.tokens_per_s is None else f", then {answer.tokens_per_s:.3g} tokens/s"
-    yield f"first token after {prose.seconds(answer.first_token_s)}{rate}"
-    yield f"{len(answer.tokens)} tokens" + ("" if answer.stopped else ", cut at --max_new_tokens")
-    if answer.compile_s:
-        yield f"compiled before that in {prose.seconds(answer.compile_s)}"
 
 
 def _numbered(path: str, number: int) -> str:
     """out.html, out-2.html, out-3.html, .."""
     return path if not number else f"{path.removesuffix('.html')}-{number + 1}.html"
-
-
-def _facts(scene: scenes.Scene, answers: Sequence[scenes.Answer]) -> dict[str, Any]:
-    kept, everything = scene.cells
-    return {
-        "video": scene.name if scene.frames else None,
-        "frames": scene.frames,
-        "times": scene.times.tolist(),
-        "vision_tokens": everything,
-        "vision_tokens_kept": kept,
-        "kept_share": scene.kept_share,
-        "image_tokens": scene.image_tokens,
-        "prompt_tokens": scene.prompt_tokens,
-        "pruned_fraction": scene.setting.fraction,
-        "answers": [dataclasses.asdict(answer) for answer in answers],
-    }
-
-
-def _record(model: models.Model, generation: generate.GenerationConfig, asked: list[dict[str, Any]]) -> dict[str, Any]:
-    checkpoint = model.checkpoint
-    about = {"checkpoint": checkpoint.directory, "step": checkpoint.step, "method": checkpoint.pruning.method}
-    return {**about, "generation": dataclasses.asdict(generation), "scenes": asked}
 
 
 def _parser() -> argparse.ArgumentParser:
