@@ -21,7 +21,7 @@ def test_every_argument_is_documented(name: str) -> None:
     function = getattr(api, name)
     text = inspect.getdoc(function) or ""
     lines = text.splitlines()
-    assert lines[0].endswith((".", ":")) or lines[0]
+    assert lines and lines[0].endswith((".", ":"))
     missing = [word for word in inspect.signature(function).parameters if word not in text]
     assert not missing, f"{name} does not say what {missing} are"
     assert "Raises " in text, f"{name} does not say what it raises"

@@ -106,7 +106,7 @@ def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["configs/nope.py"], "--config: [Errno 2] No such file or directory: 'configs/nope.py'"),
         (["configs/demo.py:methd=scorer"], "the config argument has no key 'methd'; did you mean 'method'"),
-        (["configs/demo.py:k=1.2"], "pruned_fraction=1.2 is out of range; give the share of cells to remove"),
+        (["configs/demo.py:k=1.2"], ": k=1.2 is out of range; give the share of cells to remove"),
         (["configs/demo.py", "--config.optimizer.llm_rl=1"], "the config has no key 'llm_rl'; Did you mean \"llm_lr\""),
         (["configs/demo.py", "--config.optimizer.llm_lr=x"], "could not convert string to float: 'x'"),
         (["configs/demo.py", "steps=3"], "unexpected argument 'steps=3'; settings are given as --config.KEY=VALUE"),

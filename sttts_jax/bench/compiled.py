@@ -22,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from sttts_jax.bench.bound import PASSES, pass_flops
 from sttts_jax.bench.distributions import make_scores
 from sttts_jax.bench.record import versions
-from sttts_jax.bench.scopes import Shapes
+from sttts_jax.bench.scopes import BenchShapes
 from sttts_jax.bench.timing import GIB
 from sttts_jax.bench.traffic import free_calls, hbm_bytes
 from sttts_jax.models.presets import preset
@@ -92,13 +92,13 @@ def run(
     say: Say,
 ) -> None:
     """The whole measurement of the ViT of the preset `name`, a line a program; writes `path`, if any."""
-    shapes = Shapes(preset(name).vit, frames, batch, jnp.bfloat16, attention="tpu")
+    shapes = BenchShapes(preset(name).vit, frames, batch, jnp.bfloat16, attention="tpu")
     rows = measure(chip, shapes, fractions, say)
     if path:
         write_json(path, {"command": command, **versions(), "rows": [row.as_json() for row in rows]})
 
 
-def measure(chip: str, shapes: Shapes, fractions: Sequence[Fraction], say: Say) -> list[CompiledRow]:
+def measure(chip: str, shapes: BenchShapes, fractions: Sequence[Fraction], say: Say) -> list[CompiledRow]:
     """Rows of the unpruned block and of every fraction, for both passes; survivors as with uniform scores."""
     find_compiler(chip)
     place = SingleDeviceSharding(topologies.get_topology_desc(CHIPS[chip][0], platform="tpu").devices[0])
@@ -122,7 +122,7 @@ def _line(row: CompiledRow) -> str:
 
 
 def _compile(
-    chip: str, shapes: Shapes, fraction: Fraction, name: str, place: Any, base: CompiledRow | None
+    chip: str, shapes: BenchShapes, fraction: Fraction, name: str, place: Any, base: CompiledRow | None
 ) -> CompiledRow:
     function, args = _program(shapes, fraction, name == "train")
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
@@ -161,7 +161,7 @@ def _seconds(compiled: Any) -> float | None:
     return seconds if 0 < seconds < 1 else None
 
 
-def _program(shapes: Shapes, fraction: Fraction, train: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _program(shapes: BenchShapes, fraction: Fraction, train: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """(a block on all frames or on survivors, abstract arguments); the layout is one of them, as in the model."""
     vit, grid, batch, frames = shapes.vit, shapes.grid, shapes.batch, shapes.frames
     block = Block(vit, shapes.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 from sttts_jax.bench.bound import decode_bytes, decode_flops
 from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compare
 from sttts_jax.bench.distributions import Scores
-from sttts_jax.bench.record import Result
+from sttts_jax.bench.record import BenchResult
 from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.timing import Compiled, Trial, matmul_ceiling
 from sttts_jax.bench.workload import UNPRUNED, Workload
@@ -89,7 +89,7 @@ def run(
     tokens: int,
     vit: Mapping[str, int],
     llm: Mapping[str, int],
-) -> Result:
+) -> BenchResult:
     """The whole measurement, a comparison for every frame count with the unpruned one of `baseline_frames`.
 
     `vit`, `llm`: sizes in the place of the preset's. Raises ValueError with one sentence before anything is compiled.
@@ -104,13 +104,13 @@ def run(
     load = plans[0].load
     ceiling = matmul_ceiling(load.dtype)
     found = [measure(plan, ceiling, say) for plan in plans]
-    head = settings.header(vlm, load, reduced, ceiling, command)
-    return Result.of(f"inference of {settings.preset}, {load.widths}", head, found)
+    head = settings.head(vlm, load, reduced, ceiling, command)
+    return BenchResult.of(f"inference of {settings.preset}, {load.widths}", head, found)
 
 
 def measure(plan: InferPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], list[ModelRow]]:
     """(rows of the pruned variants, one row of the baseline for each of `whats`)."""
-    params = fresh_params(plan.load)
+    params = model_params(plan.load)
     base = _ready(plan, plan.base, params, UNPRUNED, "none", {"any": None})[0]
     groups = [
         [
@@ -137,7 +137,7 @@ def measure(plan: InferPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], 
     return rows, baselines
 
 
-def fresh_params(load: Workload) -> Any:
+def model_params(load: Workload) -> Any:
     """Weights in the compute dtype, as they are served, of a model with a scorer."""
     some = Fraction(1, 2)
     model = load.model(some, "staircase")

@@ -152,7 +152,7 @@ def run(settings: LoadingSettings, command: str, say: Callable[[str], None], pat
         write_json(path, {**head, "rows": [row.as_json() for row in rows]})
     height, width = shape.size
     title = f"{settings.data}: rows of {shape.frames} frames at {width} x {height}, {where['host']}"
-    table = rows_table(rows)
+    table = stage_table(rows)
     if settings.step_s is not None:
         table.caption = f"fed: a step of {settings.step_s:g} s over the seconds of a batch of {config.rows} rows"
         table.caption_justify = "left"
@@ -213,7 +213,7 @@ def file_source(path: str, folder: str) -> str:
     return f"jsonl:{listing}"
 
 
-def rows_table(rows: Sequence[StageRow]) -> Table:
+def stage_table(rows: Sequence[StageRow]) -> Table:
     """One line a stage, one a number of workers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("what", no_wrap=True)

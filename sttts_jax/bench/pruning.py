@@ -8,8 +8,8 @@ import numpy as np
 
 from sttts_jax.bench.bound import pass_flops
 from sttts_jax.bench.distributions import Scores
-from sttts_jax.bench.record import Result
-from sttts_jax.bench.scopes import SCOPE_CLASSES, Scope, Shapes
+from sttts_jax.bench.record import BenchResult
+from sttts_jax.bench.scopes import SCOPE_CLASSES, BenchShapes, Scope
 from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.sizes import bench_vit
 from sttts_jax.bench.speedup import SpeedupRow, measured
@@ -25,7 +25,7 @@ class PruningPlan:
     """What to compare: shapes, and every combination of the lists. `scores` gives [B, F, C] by name of distribution."""
 
     scope: str
-    shapes: Shapes
+    shapes: BenchShapes
     fractions: Sequence[Fraction]
     packings: Sequence[str]
     passes: Sequence[str]
@@ -52,7 +52,7 @@ def run(
     passes: Sequence[str],
     remat: str | None,
     sizes: Mapping[str, int],
-) -> Result:
+) -> BenchResult:
     """The whole measurement, a comparison for every frame count; `sizes` of the ViT in the place of the preset's.
 
     Raises ValueError with one sentence before anything is compiled.
@@ -65,9 +65,9 @@ def run(
     shapes = plans[0].shapes
     ceiling = matmul_ceiling(shapes.dtype)
     found = [measure(plan, ceiling, say) for plan in plans]
-    head = settings.header(vit, shapes, reduced, ceiling, command)
+    head = settings.head(vit, shapes, reduced, ceiling, command)
     title = f"{scope} of {settings.preset}, width {vit.width}"
-    return Result.of(title, head, found)
+    return BenchResult.of(title, head, found)
 
 
 def _plans(
@@ -84,7 +84,7 @@ def _plans(
     kernels = settings.kernels(vit.patches)
     plans = []
     for frames in settings.frames:
-        shapes = Shapes(vit, frames, settings.batch, settings.compute_dtype, remat, settings.seed, kernels)
+        shapes = BenchShapes(vit, frames, settings.batch, settings.compute_dtype, remat, settings.seed, kernels)
         draws = settings.draws(frames, vit.cell_grid.shape)
         plans.append(PruningPlan(scope, shapes, settings.fractions, settings.packings, passes, draws, settings.rounds))
     return plans

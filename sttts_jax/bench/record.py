@@ -25,7 +25,7 @@ WIDTH = 200  # of lines in a file or a pipe, where nothing tells: whole tables
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """A measurement that is done: `head` says where and on what, `rows` of pruned variants, `baselines` unpruned."""
 
     title: str
@@ -36,7 +36,7 @@ class Result:
     @classmethod
     def of(
         cls, title: str, head: dict[str, Any], parts: Iterable[tuple[Sequence[SpeedupRow], Sequence[SpeedupRow]]]
-    ) -> "Result":
+    ) -> "BenchResult":
         """All rows and all baselines of several comparisons; the title tells dtype, device and rounds as well."""
         rows, baselines = zip(*parts, strict=True)
         title = f"{title}, {head['dtype']}, {head['device']}, {head['rounds']} rounds"
@@ -51,7 +51,7 @@ class Result:
 
     def show(self) -> None:
         """Prints the table."""
-        show(self.title, rows_table(self.rows, self.baselines))
+        show(self.title, speedup_table(self.rows, self.baselines))
 
 
 def show(title: str, table: Table) -> None:
@@ -99,7 +99,7 @@ def write_rows(
     write_json(path, {**head, "device_peak_gib": device_peak_gib(), **lines})
 
 
-def rows_table(rows: Sequence[SpeedupRow], baselines: Sequence[SpeedupRow]) -> Table:
+def speedup_table(rows: Sequence[SpeedupRow], baselines: Sequence[SpeedupRow]) -> Table:
     """One line a variant, after that of the baseline that it is compared with."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     if any(isinstance(row, ModelRow) for row in baselines):

@@ -32,7 +32,7 @@ Args = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Shapes:
+class BenchShapes:
     """What stays the same in a comparison: sizes, B rows of one video of F frames each, dtype of the compute."""
 
     vit: VitConfig
@@ -87,17 +87,17 @@ def _loss(outputs: Any) -> jax.Array:
     return sum((jnp.mean(jnp.square(x.astype(jnp.float32))) for x in leaves), jnp.zeros((), jnp.float32))
 
 
-def _passed(forward: Function, train: bool, loss: Function = _loss, wanted: Any = (0, 1)) -> Function:
-    """The forward pass, or value and gradient to the arguments `wanted` (parameters and input)."""
+def _passed(forward: Function, train: bool) -> Function:
+    """The forward pass, or value and gradient to the first two arguments (parameters and input)."""
     if not train:
         return forward
-    return jax.value_and_grad(lambda *args: loss(forward(*args)), argnums=wanted)
+    return jax.value_and_grad(lambda *args: _loss(forward(*args)), argnums=(0, 1))
 
 
 class Layer:
     """One block: all frames against packed survivors, which are there already."""
 
-    def __init__(self, shapes: Shapes):
+    def __init__(self, shapes: BenchShapes):
         self.shapes = shapes
         self.block = Block(shapes.vit, shapes.dtype)
         self.x = shapes.normal(shapes.vit.width)
@@ -139,7 +139,7 @@ class Layer:
 class Tail:
     """Packing and all blocks after the drop, against the same blocks on all frames."""
 
-    def __init__(self, shapes: Shapes):
+    def __init__(self, shapes: BenchShapes):
         self.shapes = shapes
         self.x = shapes.normal(shapes.vit.width)
         params = _vit_params(shapes, PruneConfig(method="none"))
@@ -178,14 +178,14 @@ def _pruned_blocks(vit: Vit, x: jax.Array, kept: Kept) -> dict[int, jax.Array]:
     return vit.run_survivors(x, kept, whole_frames(vit.grid, x.shape, vit.attention))
 
 
-def _vit(shapes: Shapes, prune: PruneConfig) -> Vit:
+def _vit(shapes: BenchShapes, prune: PruneConfig) -> Vit:
     return Vit(shapes.vit, prune, shapes.dtype, shapes.remat, shapes.attention)
 
 
 class Tower:
     """The whole ViT with scorer, bias, selection and packing, against the ViT without; training adds the aux loss."""
 
-    def __init__(self, shapes: Shapes):
+    def __init__(self, shapes: BenchShapes):
         self.shapes = shapes
         self.patches = shapes.normal(3 * shapes.vit.patch**2)
         self.params = _vit_params(shapes, PruneConfig())
@@ -233,7 +233,7 @@ def prune_config(fraction: Fraction, packing: str) -> PruneConfig:
     return PruneConfig(fraction=text, packing=packing).check()
 
 
-def _vit_params(shapes: Shapes, prune: PruneConfig) -> Any:
+def _vit_params(shapes: BenchShapes, prune: PruneConfig) -> Any:
     vit = Vit(shapes.vit, prune, shapes.dtype)
     patches = jnp.zeros((1, 1, shapes.vit.cells, shapes.vit.window, 3 * shapes.vit.patch**2), shapes.dtype)
     rows = FrameRows(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
@@ -241,4 +241,4 @@ def _vit_params(shapes: Shapes, prune: PruneConfig) -> Any:
     return nn.unbox(init(jax.random.key(shapes.seed)))["params"]
 
 
-SCOPE_CLASSES: dict[str, Callable[[Shapes], Scope]] = {"layer": Layer, "tail": Tail, "tower": Tower}
+SCOPE_CLASSES: dict[str, Callable[[BenchShapes], Scope]] = {"layer": Layer, "tail": Tail, "tower": Tower}

@@ -12,7 +12,7 @@ import numpy as np
 
 from sttts_jax.bench.distributions import FROM_FILE, Scores, file_scores, scores_by_name
 from sttts_jax.bench.record import place, versions
-from sttts_jax.bench.scopes import Shapes
+from sttts_jax.bench.scopes import BenchShapes
 from sttts_jax.bench.sizes import bench_vlm
 from sttts_jax.bench.workload import Workload
 from sttts_jax.models.config import VitConfig, VlmConfig
@@ -80,8 +80,8 @@ class Settings:
         kernels = self.kernels(vlm.vit.patches)
         return Workload(vlm, frames, videos, text, self.batch, self.compute_dtype, remat, kernels, self.seed)
 
-    def header(
-        self, sizes: VitConfig | VlmConfig, held: Workload | Shapes, reduced: bool, ceiling: float, command: str
+    def head(
+        self, sizes: VitConfig | VlmConfig, held: Workload | BenchShapes, reduced: bool, ceiling: float, command: str
     ) -> dict[str, Any]:
         """Where and on what rows were measured; `ceiling` is the FLOP/s of a matrix product that `mfu` refers to."""
         return {

@@ -17,8 +17,8 @@ import jax
 from sttts_jax.bench import infer, pruning, train
 from sttts_jax.bench.bound import row_pass_flops, scope_flops
 from sttts_jax.bench.distributions import DISTRIBUTIONS, scores_by_name
-from sttts_jax.bench.record import device_peak_gib, place, rows_table, show, versions, write_plot
-from sttts_jax.bench.scopes import Shapes
+from sttts_jax.bench.record import device_peak_gib, place, show, speedup_table, versions, write_plot
+from sttts_jax.bench.scopes import BenchShapes
 from sttts_jax.bench.sizes import thinned
 from sttts_jax.bench.speedup import SpeedupRow
 from sttts_jax.bench.targets import targets
@@ -115,7 +115,7 @@ def _prefill_part(bed: Testbed, fractions: Sequence[Fraction]) -> Part:
 
 def _layer_part(bed: Testbed, fractions: Sequence[Fraction]) -> Part:
     vit, rounds = bed.served.vit, ROUNDS["layer"]
-    shapes = Shapes(vit, bed.frames, 1, bed.dtype, attention=bed.attention)
+    shapes = BenchShapes(vit, bed.frames, 1, bed.dtype, attention=bed.attention)
     passes, cost = ("forward", "train"), scope_flops("layer", vit, None, bed.frames, 1)
     scores = scores_by_name(DISTRIBUTIONS, 0, 1, 1, bed.frames, vit.cells)
 
@@ -131,7 +131,7 @@ def _layer_part(bed: Testbed, fractions: Sequence[Fraction]) -> Part:
 
 
 @dataclass
-class Record:
+class SuiteRecord:
     """What was measured so far."""
 
     head: dict[str, Any]
@@ -176,7 +176,7 @@ class Record:
         title = f"suite on {self.head['device']}, {self.head['dtype']}"
         if plot and self.rows:
             write_plot(plot, self.rows, title)
-        show(title, rows_table(self.rows, self.baselines))
+        show(title, speedup_table(self.rows, self.baselines))
         for line in self.lines():
             say(line)
 
@@ -198,14 +198,14 @@ def run_suite(
     *,
     now: Clock = time.monotonic,
     list_parts: Callable[[Testbed, Sequence[Fraction]], Sequence[Part]] = parts_of,
-) -> Record:
+) -> SuiteRecord:
     """Runs what the budget holds and writes `path` after every part; `fractions` in the order of their weight."""
     begun, bed = now(), testbed()
     for line in bed.said:
         say(line)
     ceiling = matmul_ceiling(bed.dtype)
     speed = ceiling * (ON_CPU if bed.cpu else REACHED)
-    record = Record(_head(bed, fractions, budget_s, ceiling, command), list(bed.said))
+    record = SuiteRecord(_head(bed, fractions, budget_s, ceiling, command), list(bed.said))
     compile_s: dict[str, float] = {}  # of a program, by kind of part: seen where it can be, else a guess
     for part in list_parts(bed, fractions):
         started = now()
@@ -223,7 +223,7 @@ def run_suite(
 
 
 def _run_part(
-    record: Record, part: Part, chosen: Sequence[Fraction], ceiling: float, say: Say
+    record: SuiteRecord, part: Part, chosen: Sequence[Fraction], ceiling: float, say: Say
 ) -> tuple[Part, Sequence[SpeedupRow]]:
     """(what was run, its rows): the part, or its smaller form where the part does not fit the device."""
     say(f"{part.name}: {_ks(chosen)}")
@@ -251,7 +251,7 @@ def _head(bed: Testbed, fractions: Sequence[Fraction], budget_s: float, ceiling:
     }
 
 
-def _choose(record: Record, part: Part, left: float, compile_s: float, speed: float) -> list[Fraction]:
+def _choose(record: SuiteRecord, part: Part, left: float, compile_s: float, speed: float) -> list[Fraction]:
     """As many of the part's fractions, from the first on, as are done in `left` seconds; the others are skipped."""
     chosen = list(part.fractions)
     while chosen and part.seconds(chosen, compile_s, speed) > left:
@@ -269,7 +269,7 @@ def _ks(fractions: Sequence[Fraction]) -> str:
 
 
 def _measured(
-    record: Record, part: Part, fractions: Sequence[Fraction], ceiling: float, say: Say
+    record: SuiteRecord, part: Part, fractions: Sequence[Fraction], ceiling: float, say: Say
 ) -> Sequence[SpeedupRow]:
     """Rows and baselines of a part, kept in the record; one that does not fit the device is a part left out."""
     try:

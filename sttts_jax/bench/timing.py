@@ -104,14 +104,14 @@ def quartiles(values: np.ndarray) -> tuple[float, float, float]:
     return float(middle), float(low), float(high)
 
 
-def matmul_ceiling(dtype: Any, size: int = 0, repeats: int = 5) -> float:
-    """FLOP/s of the best of `repeats` products of two square matrices: what the device reaches where nothing else is.
+def matmul_ceiling(dtype: Any) -> float:
+    """FLOP/s of the best of 5 products of two square matrices: what the device reaches where nothing else is.
 
-    `size` rows; 0 takes enough to fill the device: 8192 on an accelerator, 2048 on a CPU.
+    They have enough rows to fill the device: 8192 on an accelerator, 2048 on a CPU.
     """
-    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((size, size), dtype)
     compiled = Program(lambda a, b: jnp.matmul(a, b)).compiled(x, x)
     trial = Trial(compiled, (x, x))
     trial.seconds()
-    return 2 * size**3 / min(trial.seconds() for _ in range(repeats))
+    return 2 * size**3 / min(trial.seconds() for _ in range(5))

@@ -16,7 +16,7 @@ from sttts_jax.bench.bound import row_pass_flops
 from sttts_jax.bench.compare import ModelRow, Say, Variant, WholeProgram, compare
 from sttts_jax.bench.distributions import Scores
 from sttts_jax.bench.memory import check_state
-from sttts_jax.bench.record import Result
+from sttts_jax.bench.record import BenchResult
 from sttts_jax.bench.settings import Settings
 from sttts_jax.bench.timing import Trial, matmul_ceiling
 from sttts_jax.bench.workload import UNPRUNED, Workload
@@ -97,7 +97,7 @@ def run(
     remat: str,
     vit: Mapping[str, int],
     llm: Mapping[str, int],
-) -> Result:
+) -> BenchResult:
     """The whole measurement, a comparison for every frame count: rows of `videos` samples with `text` tokens each.
 
     `vit`, `llm`: sizes in the place of the preset's. Raises ValueError with one sentence before anything is compiled.
@@ -112,8 +112,8 @@ def run(
     check_state(load)
     ceiling = matmul_ceiling(load.dtype)
     found = [measure(plan, ceiling, say) for plan in plans]
-    head = settings.header(vlm, load, reduced, ceiling, command)
-    return Result.of(f"training step of {settings.preset}, {load.widths}, remat {load.remat}", head, found)
+    head = settings.head(vlm, load, reduced, ceiling, command)
+    return BenchResult.of(f"training step of {settings.preset}, {load.widths}, remat {load.remat}", head, found)
 
 
 def measure(plan: TrainPlan, ceiling: float, say: Say) -> tuple[list[ModelRow], list[ModelRow]]:

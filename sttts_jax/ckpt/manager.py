@@ -65,7 +65,7 @@ class Manager:
     manager = Manager(workdir.checkpoints, config)
     found = manager.restore_latest(abstract_params, abstract_opt, iterator, config=config, layout=layout.describe())
     for step in ...:
-        manager.check()                                   # a failed save ends the run here, not hours later
+        manager.raise_if_failed()                         # a failed save ends the run here, not hours later
         stop = manager.preempted(step)                    # at every step, or processes miss each other
         if stop or manager.should_save(step):
             manager.save(step, params, opt, iterator, meta)
@@ -160,7 +160,7 @@ class Manager:
             f"check space and permissions there; whole steps are {self.steps}"
         )
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raises CheckpointError when the save has ended and failed; never waits for one that goes on."""
         if self._pending is not None and not self._orbax().is_saving_in_progress():
             self.wait()

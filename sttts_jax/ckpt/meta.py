@@ -1,7 +1,7 @@
 """The `meta` of a checkpoint: plain JSON that says what the arrays are, and the check that a run continues itself."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sttts_jax.text_table import text_table
@@ -76,18 +76,17 @@ def saved_config(meta: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(meta["config"])
 
 
-def check_config(meta: Mapping[str, Any], config: Mapping[str, Any], free: Sequence[str] = FREE_KEYS) -> None:
+def check_config(meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises ConfigMismatch, with a table of keys, unless `config` continues the run that wrote `meta`.
 
     Everything that can change the run's numbers must be equal: model, pruning, data, batch, seeds, loss, optimizer
-    and also the number of steps, which is in the learning rate. Free are the top-level keys (or dotted prefixes) in
-    `free`: when to save, evaluate, log and profile, deadlines, how processes meet, and the mesh, which changes sums
-    only by rounding.
+    and also the number of steps, which is in the learning rate. Free are the top-level keys in FREE_KEYS: when to
+    save, evaluate, log and profile, deadlines, how processes meet, and the mesh, which changes sums only by rounding.
     """
 
     def checked(tree: Mapping[str, Any]) -> dict[str, Any]:
         flat = flatten_mapping(tree)
-        return {key: value for key, value in flat.items() if not any(key == f or key.startswith(f"{f}.") for f in free)}
+        return {key: value for key, value in flat.items() if key.split(".")[0] not in FREE_KEYS}
 
     old, new = checked(saved_config(meta)), checked(_plain(config))
     absent = object()

@@ -144,7 +144,7 @@ class DataConfig:
                 raise ValueError(
                     f"data.sources: {source.name} has weight {source.weight}; give a positive one or leave it out"
                 )
-        as_fraction(self.fraction)
+        as_fraction(self.fraction, "data.fraction")
         for name in (
             "max_frames",
             "cells",

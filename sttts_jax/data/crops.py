@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sttts_jax.data.files import existing_file
+from sttts_jax.data.files import existing_file, source_name
 from sttts_jax.data.image import resize
 from sttts_jax.data.record import RecordError
 from sttts_jax.data.schema import POOL
@@ -56,7 +56,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     Colours become RGB as transformers' `convert_to_rgb` does it. Raises ImageError, one sentence with the name and the
     cause, for whatever is not a whole image of at most MOST_PIXELS.
     """
-    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    name = source_name(source, name)
     file = io.BytesIO(source) if isinstance(source, bytes) else existing_file(source, name, ImageError)
     if source == b"":
         raise ImageError(f"{name}: is empty")

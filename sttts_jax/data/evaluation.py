@@ -96,7 +96,7 @@ def eval_batches(
     most = max(map(len, groups), default=0)
     if most > questions.most:
         raise ValueError(f"a group of {most} questions does not fit the {questions.most} of a row; split it")
-    maker = _RowMaker(records, tokenizer, shape, questions, sampling)
+    maker = _RowBuilder(records, tokenizer, shape, questions, sampling)
     mine = rows // shard_count
     for first in range(0, len(groups), rows):
         own = groups[first + shard_index * mine : first + (shard_index + 1) * mine]
@@ -117,7 +117,7 @@ class _Unfit(RecordError):
 
 
 @dataclass
-class _RowMaker:
+class _RowBuilder:
     """Makes rows of groups. Keeps the last video, since the groups of a video follow each other."""
 
     records: Records

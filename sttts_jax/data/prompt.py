@@ -110,21 +110,6 @@ def build_example(
     return _assemble(tokenizer, prefix, [ids for ids, _, _ in branches], targets, weights)
 
 
-def build_prompt(
-    tokenizer: Tokenizer,
-    times: Sequence[float] | np.ndarray,
-    message: Message,
-    *,
-    cells: int,
-    subtitles: str | Sequence[tuple[float, float, str]] = (),
-    images: Sequence[ImageCrops] = (),
-) -> Example:
-    """An inference prompt: the same layout up to "assistant\\n", no answer, no targets. Follow-up turns are not
-    asked.
-    """
-    return _prompt(tokenizer, _prefix(tokenizer, times, cells, subtitles, images), [build_question(tokenizer, message)])
-
-
 def build_prefix(
     tokenizer: Tokenizer,
     times: Sequence[float] | np.ndarray,
@@ -134,14 +119,16 @@ def build_prefix(
     images: Sequence[ImageCrops] = (),
 ) -> Example:
     """What prompts about a video or images have in common: all that stands before the question, every vision token with
-    it.
+    it. Nothing of it carries loss.
     """
-    return _prompt(tokenizer, _prefix(tokenizer, times, cells, subtitles, images), [])
+    prefix = _prefix(tokenizer, times, cells, subtitles, images)
+    n = len(prefix.ids)
+    return _assemble(tokenizer, prefix, [], [np.zeros(n, np.int32)], [np.zeros(n, np.float32)])
 
 
 def build_question(tokenizer: Tokenizer, message: Message) -> np.ndarray:
-    """What a question adds to a prompt, int32 [n]: a prefix and it are the tokens of `build_prompt`, since each turn is
-    encoded by itself.
+    """What a question adds to its prefix, int32 [n], up to "assistant\\n": each turn is encoded by itself. Follow-up
+    turns are not asked.
     """
     return np.asarray(tokenizer.encode(_user_turn(tokenizer, user_text(message), first=True)), np.int32)
 
@@ -195,12 +182,6 @@ def subtitle_text(subtitles: str | Sequence[tuple[float, float, str]], times: Se
     at = np.asarray(times, float)
     near = [s for s in subtitles if ((at + SUBTITLE_REACH >= s[0]) & (at - SUBTITLE_REACH <= s[1])).any()]
     return "subtitle\n" + "".join(f"{a:.1f} - {b:.1f} {text}\n" for a, b, text in near) if subtitles else ""
-
-
-def _prompt(tokenizer: Tokenizer, prefix: "_Prefix", questions: Sequence[np.ndarray]) -> Example:
-    """Nothing of it carries loss."""
-    n = len(prefix.ids) + sum(map(len, questions))
-    return _assemble(tokenizer, prefix, questions, [np.zeros(n, np.int32)], [np.zeros(n, np.float32)])
 
 
 class _Prefix(NamedTuple):

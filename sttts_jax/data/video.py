@@ -15,6 +15,7 @@ import av
 import numpy as np
 
 from sttts_jax.data import video_stream
+from sttts_jax.data.files import source_name
 from sttts_jax.data.image import resize
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.video_stream import Timeline, VideoError
@@ -54,7 +55,7 @@ def decode(
     is (height, width) or None for the stored size. `name` says in errors what the bytes are. Raises VideoError, one
     sentence with the name and the cause, for whatever is not a whole, playable video.
     """
-    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    name = source_name(source, name)
     by_rule = {"molmo2": _by_time, "transformers": _by_index}[sampling.rule]
 
     def sampled(timeline: Timeline) -> Video:
@@ -74,7 +75,7 @@ def decode(
 
 def probe(source: str | Path | bytes, name: str | None = None) -> Timeline:
     """Frame times and exact duration from the packets alone, nothing decoded. Raises VideoError."""
-    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    name = source_name(source, name)
     with video_stream.open_stream(source, name) as (container, stream):
         return video_stream.scan(container, stream, name)
 

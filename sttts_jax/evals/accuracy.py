@@ -15,14 +15,14 @@ class Accuracy:
     count: int
 
 
-def wilson(right: int, count: int, z: float = Z95) -> Accuracy:
-    """A share with its Wilson score interval, which stays sensible near 0, near 1 and for few questions."""
+def wilson(right: int, count: int) -> Accuracy:
+    """A share with its 95 % Wilson score interval, which stays sensible near 0, near 1 and for few questions."""
     if not 0 <= right <= count:
         raise ValueError(f"{right} of {count} cannot be right; counts must be 0 <= right <= count")
     if count == 0:
         return Accuracy(0.0, 0.0, 1.0, 0)
-    share, spread = right / count, z * z / count
+    share, spread = right / count, Z95 * Z95 / count
     middle = (share + spread / 2) / (1 + spread)
-    half = z * ((share * (1 - share) + spread / 4) / count) ** 0.5 / (1 + spread)
+    half = Z95 * ((share * (1 - share) + spread / 4) / count) ** 0.5 / (1 + spread)
     # At the ends the interval touches 0 or 1 exactly; rounding must not push it past the share.
     return Accuracy(share, min(max(0.0, middle - half), share), max(min(1.0, middle + half), share), count)

@@ -21,13 +21,13 @@ from sttts_jax.data.evaluation import EvalBatch, QuestionShape, eval_batches
 from sttts_jax.data.schema import RowShape
 from sttts_jax.distributed import gather_json, to_host
 from sttts_jax.evals.masks import pack_mask
-from sttts_jax.evals.questions import TOGETHER, Bucket, Questions, frame_ladder
+from sttts_jax.evals.questions import TOGETHER, Questions, RowBucket, frame_ladder
 from sttts_jax.evals.results import Key, Result, Tally
 from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.generate import Generated, QuestionTokens, generate
+from sttts_jax.pruning.scorer import HISTOGRAM_BINS
 
-HISTOGRAM_BINS = 20
 Prediction = dict[str, Any]  # one question and what was said to it: a line of the file of predictions
 
 
@@ -35,7 +35,7 @@ class _Run(NamedTuple):
     """What a setting made: answers in order, the rows they took, seconds without compiling, and of compiling."""
 
     answers: list[Prediction]
-    buckets: list[Bucket]
+    buckets: list[RowBucket]
     seconds: float
     compile_seconds: float
     compilations: int
@@ -103,13 +103,13 @@ class Harness:
         )
         return result, [{name: value for name, value in a.items() if name != "scores"} for a in run.answers]
 
-    def _plan(self, questions: Questions, setting: Setting) -> list[Bucket]:
+    def _plan(self, questions: Questions, setting: Setting) -> list[RowBucket]:
         """The same on every process, whatever one of them cannot read: batches are the steps that all take together."""
         ladder = frame_ladder(setting.max_frames, self.steps)
         plan = questions.plan(setting, ladder, self.rows, self.together)
-        return [Bucket(*bucket) for bucket in gather_json(plan)[0]]
+        return [RowBucket(*bucket) for bucket in gather_json(plan)[0]]
 
-    def _run(self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]) -> _Run:
+    def _run(self, questions: Questions, setting: Setting, buckets: Sequence[RowBucket]) -> _Run:
         started, before = time.perf_counter(), set(self._programs)
         answers = self._answers(questions, setting, buckets)
         # Decoding found more frames than the packets had announced: such clips are asked again, in the largest rows.
@@ -122,7 +122,7 @@ class Harness:
         used = [bucket for bucket in [*buckets, *again] if bucket.groups]
         return _Run(plain, used, seconds, sum(compiling), len(compiling))
 
-    def _answers(self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]) -> dict[int, Prediction]:
+    def _answers(self, questions: Questions, setting: Setting, buckets: Sequence[RowBucket]) -> dict[int, Prediction]:
         """By the number of the question, those of all processes."""
         answers: list[Prediction] = []
         held: tuple[EvalBatch, Generated] | None = None
@@ -136,7 +136,7 @@ class Harness:
         return {answer["number"]: answer for told in gather_json(answers) for answer in told}
 
     def _batches(
-        self, questions: Questions, setting: Setting, buckets: Sequence[Bucket]
+        self, questions: Questions, setting: Setting, buckets: Sequence[RowBucket]
     ) -> Iterator[tuple[EvalBatch, RowShape]]:
         """This process's part of every batch; all processes have equally many of each bucket."""
         checkpoint = self.checkpoint

@@ -36,7 +36,7 @@ def frame_ladder(max_frames: int, steps: Sequence[int] = ()) -> list[int]:
     return [*sorted({frames for frames in steps or usual if frames < max_frames}), max_frames]
 
 
-class Bucket(NamedTuple):
+class RowBucket(NamedTuple):
     """Rows of one shape, and who goes there. Plain numbers, so that processes can tell each other.
 
     frames, length  F and S of the rows, which hold videos without their questions
@@ -92,7 +92,7 @@ class Questions:
         longest = max(self._sampled(clip, setting, 1).alive for clip in self._clips) + self._longest
         return data.evaluation_shape(setting.max_frames, setting.fraction, round_up(longest + SLACK, BUCKET))
 
-    def plan(self, setting: Setting, ladder: Sequence[int], rows: int, together: int = TOGETHER) -> list[Bucket]:
+    def plan(self, setting: Setting, ladder: Sequence[int], rows: int, together: int = TOGETHER) -> list[RowBucket]:
         """Every question, in buckets of ascending frames; the last one has the most frames and may have no questions.
 
         ladder    frame counts, see `frame_ladder`
@@ -101,7 +101,7 @@ class Questions:
         """
         clips = [self._sampled(clip, setting, together) for clip in self._clips]
         most = max(len(group) for clip in clips for group in clip.groups)
-        buckets: list[Bucket] = []
+        buckets: list[RowBucket] = []
         waiting: list[_Sampled] = []
         below = -1
         for frames in ladder:
@@ -117,9 +117,9 @@ class Questions:
             buckets.append(self._bucket(ladder[-1], most, [full], []))
         return buckets
 
-    def _bucket(self, frames: int, most: int, clips: Sequence[_Sampled], groups: list[list[int]]) -> Bucket:
+    def _bucket(self, frames: int, most: int, clips: Sequence[_Sampled], groups: list[list[int]]) -> RowBucket:
         length = round_up(max(clip.alive for clip in clips) + SLACK, BUCKET)
-        return Bucket(frames, length, most, round_up(self._longest, QUESTION_BUCKET), groups)
+        return RowBucket(frames, length, most, round_up(self._longest, QUESTION_BUCKET), groups)
 
     def _sampled(self, clip: _Clip, setting: Setting, together: int) -> _Sampled:
         times: list[float] = []

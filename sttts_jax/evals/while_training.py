@@ -39,7 +39,7 @@ class _WhileTraining:
         config = run.config.evaluation
         harness, metrics = self._harness, {}
         harness.reload(step, params)
-        setting = harness.checkpoint.setting(config.pruned_fraction or None, config.max_frames or None)
+        setting = harness.checkpoint.setting(config.fraction or None, config.max_frames or None)
         for questions in self._questions:
             result, _ = harness.run(questions, setting)
             name = questions.task.name

@@ -45,7 +45,7 @@ def begin(
     Without `sampler` the likeliest token is taken, here and in `go_on`.
     """
     token = _choose(logits, jnp.int32(0), sampler)
-    return DecodeState(jnp.int32(1), token, _stops(token, stop_ids), position, cache)
+    return DecodeState(jnp.int32(1), token, is_stop(token, stop_ids), position, cache)
 
 
 def go_on(
@@ -58,7 +58,7 @@ def go_on(
     """After one more token of every answer. `model` decodes as `models.vlm.Vlm` does."""
     logits, cache = model.apply(variables, state.token, state.position, state.cache, method="decode")  # [.., Y]
     token = jnp.where(state.finished, state.token, _choose(logits, state.step, sampler))  # [..]
-    return DecodeState(state.step + 1, token, state.finished | _stops(token, stop_ids), state.position + 1, cache)
+    return DecodeState(state.step + 1, token, state.finished | is_stop(token, stop_ids), state.position + 1, cache)
 
 
 def _choose(logits: jax.Array, step: jax.Array, sampler: SamplerState | None) -> jax.Array:
@@ -70,7 +70,8 @@ def _choose(logits: jax.Array, step: jax.Array, sampler: SamplerState | None) ->
     return sample_tokens(key, flat, sampler.temperature, sampler.top_p).reshape(logits.shape[:-1])
 
 
-def _stops(token: jax.Array, stop_ids: Sequence[int]) -> jax.Array:
+def is_stop(token: jax.Array, stop_ids: Sequence[int]) -> jax.Array:
+    """bool of the shape of `token`: which ends an answer."""
     return jnp.isin(token, jnp.asarray(tuple(stop_ids) or (-1,), jnp.int32))  # no token is -1
 
 

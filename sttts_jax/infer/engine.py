@@ -97,11 +97,11 @@ class Programs:
             else:
                 self.read, self._start = like.read, like._start
             asked = numbers(1, 1, capacity.question), numbers(1, 1)
-            begin = jit(_begin, sample, stops, donate=4)
-            begin = begin.lower(params, *asked, self._start.position, self._start.cache, sampler)
-            go_on = jit(_go_on, sample, stops, donate=1)
-            go_on = go_on.lower(params, stand_in(begin.out_info), numbers(), sampler)
-            self.begin, self.go_on = begin.compile(), go_on.compile()
+            first = jit(_begin, sample, stops, donate=4)
+            first = first.lower(params, *asked, self._start.position, self._start.cache, sampler)
+            further = jit(_go_on, sample, stops, donate=1)
+            further = further.lower(params, stand_in(first.out_info), numbers(), sampler)
+            self.begin, self.go_on = first.compile(), further.compile()
         self.seconds = time.perf_counter() - before
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.infer.decode import DecodeState, SamplerState, begin, go_on
+from sttts_jax.infer.decode import DecodeState, SamplerState, begin, go_on, is_stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _generate(
 
     out = jnp.broadcast_to(state.token[..., None], (*state.token.shape, count))  # [.., n]
     tokens = jax.lax.while_loop(more, one, (state, out))[1]
-    stopped = jnp.isin(tokens, jnp.asarray(stop_ids or (-1,), jnp.int32))
+    stopped = is_stop(tokens, stop_ids)  # [.., n]
     lengths = jnp.where(stopped.any(axis=-1), jnp.argmax(stopped, axis=-1), count)  # [..]
     kept = None if seen is None else seen.kept.mask  # [B, F, C]
     scores = None if seen is None or seen.logits is None else jax.nn.sigmoid(seen.logits)  # [B, F, C]

@@ -38,11 +38,6 @@ class KvCache:
         """Smax, static."""
         return self.k.shape[2]
 
-    @property
-    def valid(self) -> jax.Array:
-        """bool [B, Smax], slots that hold a token."""
-        return self.rule.example >= 0
-
     def branch_rule(self, valid: jax.Array) -> RowRule:
         """The rule [B, Q * T] of text tokens that continue example 0 of each row in Q branches; valid bool [B, Q, T].
 

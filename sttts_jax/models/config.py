@@ -7,10 +7,8 @@ from typing import Literal, Self
 from sttts_jax.models.lora import LoraConfig
 from sttts_jax.pruning.cells import CellGrid
 
-PositiveFields = tuple[str, ...]
 
-
-def _require_positive(config: object, names: PositiveFields) -> None:
+def _require_positive(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(config, name)
         if value <= 0:

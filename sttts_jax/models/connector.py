@@ -10,7 +10,7 @@ from sttts_jax.dims import EMBED, GATE_UP, HEAD_DIM, HEADS, MLP, QKV
 from sttts_jax.models.config import ConnectorConfig
 from sttts_jax.ops.activation import swiglu
 from sttts_jax.ops.attention.frames_xla import masked_softmax
-from sttts_jax.ops.layers import Initializer, fan_in, weight, zeros
+from sttts_jax.ops.layers import fan_in, weight, zeros
 
 
 class Connector(nn.Module):
@@ -36,17 +36,18 @@ class Connector(nn.Module):
         pooled = self._pool(windows.astype(self.dtype), valid)
         return self._project(pooled)
 
-    def _weight(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        return weight(self, name, init, shape, axes, self.dtype)
-
     def _pool(self, windows: jax.Array, valid: jax.Array | None) -> jax.Array:
         c, channels = self.cfg, windows.shape[-1]
-        q_kernel = self._weight("q", fan_in(1), (channels, c.heads, c.head_dim), (EMBED, HEADS, HEAD_DIM))
-        q_bias = self._weight("q_bias", zeros, (c.heads, c.head_dim), (HEADS, HEAD_DIM))
-        kv_kernel = self._weight("kv", fan_in(1), (channels, 2, c.heads, c.head_dim), (EMBED, QKV, HEADS, HEAD_DIM))
-        kv_bias = self._weight("kv_bias", zeros, (2, c.heads, c.head_dim), (QKV, HEADS, HEAD_DIM))
-        out_kernel = self._weight("out", fan_in(2), (c.heads, c.head_dim, c.width), (HEADS, HEAD_DIM, EMBED))
-        out_bias = self._weight("out_bias", zeros, (c.width,), (EMBED,))
+        q_kernel = weight(self, "q", fan_in(1), (channels, c.heads, c.head_dim), (EMBED, HEADS, HEAD_DIM), self.dtype)
+        q_bias = weight(self, "q_bias", zeros, (c.heads, c.head_dim), (HEADS, HEAD_DIM), self.dtype)
+        kv_kernel = weight(
+            self, "kv", fan_in(1), (channels, 2, c.heads, c.head_dim), (EMBED, QKV, HEADS, HEAD_DIM), self.dtype
+        )
+        kv_bias = weight(self, "kv_bias", zeros, (2, c.heads, c.head_dim), (QKV, HEADS, HEAD_DIM), self.dtype)
+        out_kernel = weight(
+            self, "out", fan_in(2), (c.heads, c.head_dim, c.width), (HEADS, HEAD_DIM, EMBED), self.dtype
+        )
+        out_bias = weight(self, "out_bias", zeros, (c.width,), (EMBED,), self.dtype)
 
         total = jnp.sum(windows, axis=-2, dtype=jnp.float32)  # [..., i]
         if valid is None:
@@ -64,7 +65,7 @@ class Connector(nn.Module):
 
     def _project(self, pooled: jax.Array) -> jax.Array:
         c = self.cfg
-        gate_up = self._weight("gate_up", fan_in(1), (c.width, 2, c.mlp), (EMBED, GATE_UP, MLP))
-        down = self._weight("down", fan_in(1), (c.mlp, self.out_width), (MLP, EMBED))
+        gate_up = weight(self, "gate_up", fan_in(1), (c.width, 2, c.mlp), (EMBED, GATE_UP, MLP), self.dtype)
+        down = weight(self, "down", fan_in(1), (c.mlp, self.out_width), (MLP, EMBED), self.dtype)
         both = jnp.einsum("...o,otm->...tm", pooled, gate_up)  # [..., 2, M]
         return jnp.einsum("...m,me->...e", swiglu(both[..., 0, :], both[..., 1, :]), down)

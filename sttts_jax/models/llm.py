@@ -20,7 +20,7 @@ from sttts_jax.models.lora import Adapters, LoraConfig
 from sttts_jax.ops.activation import swiglu
 from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.ops.attention.rows import RowsPlan, attend_rows, plan_rows
-from sttts_jax.ops.layers import Initializer, fan_in, normal, ones, weight
+from sttts_jax.ops.layers import fan_in, normal, ones, weight
 from sttts_jax.ops.norm import rms_norm
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.ops.rope import apply_rope, rope_frequencies, rope_tables, yarn_frequencies
@@ -37,11 +37,8 @@ class LlmBlock(nn.Module):
     dtype: Any
     adapters: Adapters = Adapters()
 
-    def _weight(self, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        return weight(self, name, init, shape, axes, self.dtype)
-
     def _norm(self, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-        return rms_norm(x, self._weight(name, ones, shape, axes), self.cfg.norm_eps)
+        return rms_norm(x, weight(self, name, ones, shape, axes, self.dtype), self.cfg.norm_eps)
 
     @nn.compact
     def __call__(
@@ -82,10 +79,10 @@ class LlmBlock(nn.Module):
         c = self.cfg
         q_axes, kv_axes = (dims.HEADS, dims.HEAD_DIM), (dims.KV_HEADS, dims.HEAD_DIM)
         # Before norms and factors: what a seed gives a weight depends on how many the module made before it.
-        q_kernel = self._weight("q", fan_in(1), (c.width, c.heads, c.head_dim), (dims.EMBED, *q_axes))
+        q_kernel = weight(self, "q", fan_in(1), (c.width, c.heads, c.head_dim), (dims.EMBED, *q_axes), self.dtype)
         kv_shape = (c.width, 2, c.kv_heads, c.head_dim)
-        kv_kernel = self._weight("kv", fan_in(1), kv_shape, (dims.EMBED, dims.QKV, *kv_axes))
-        out_kernel = self._weight("out", fan_in(2), (c.heads, c.head_dim, c.width), (*q_axes, dims.EMBED))
+        kv_kernel = weight(self, "kv", fan_in(1), kv_shape, (dims.EMBED, dims.QKV, *kv_axes), self.dtype)
+        out_kernel = weight(self, "out", fan_in(2), (c.heads, c.head_dim, c.width), (*q_axes, dims.EMBED), self.dtype)
         q = jnp.einsum("bse,ehd->bshd", x, q_kernel)  # [B, S, H, d]
         q = self.adapters.add(self, "q", q, x, (dims.EMBED, *q_axes))
         both = jnp.einsum("bse,ethd->bsthd", x, kv_kernel)  # [B, S, 2, Hkv, d]
@@ -112,8 +109,10 @@ class LlmBlock(nn.Module):
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         c = self.cfg
-        gate_up = self._weight("gate_up", fan_in(1), (c.width, 2, c.mlp), (dims.EMBED, dims.GATE_UP, dims.MLP))
-        down = self._weight("down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED))
+        gate_up = weight(
+            self, "gate_up", fan_in(1), (c.width, 2, c.mlp), (dims.EMBED, dims.GATE_UP, dims.MLP), self.dtype
+        )
+        down = weight(self, "down", fan_in(1), (c.mlp, c.width), (dims.MLP, dims.EMBED), self.dtype)
         both = jnp.einsum("bse,etm->bstm", x, gate_up)  # [B, S, 2, M]
         both = self.adapters.add(self, "gate_up", both, x, (dims.EMBED, dims.GATE_UP, dims.MLP))
         hidden = swiglu(both[:, :, 0], both[:, :, 1])  # [B, S, M]

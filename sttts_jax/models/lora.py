@@ -10,7 +10,7 @@ which therefore share what they read, and a B of its own for each: kv_lora_a [L,
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Self
 
 import flax.linen as nn
@@ -85,35 +85,6 @@ class Adapters:
         b = weight(block, name + B, zeros, (rank, *outs), (dims.LORA, *axes[inputs:]), y.dtype)  # [r, out]
         narrow = jnp.tensordot(x.astype(y.dtype), a, inputs) * self.lora.scale  # [..., r]
         return y + jnp.tensordot(narrow, b, 1)
-
-
-def merge(params: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
-    """Parameters (unboxed; NumPy or JAX arrays) of the same function without LoRA.
-
-    A leaf at a time: see `merged_leaf`. Raises ValueError if a factor stands alone or has another rank.
-    """
-    factors = {name for name in params if name.endswith((A, B))}
-    for name in sorted(factors):
-        target = name[: -len(A)]
-        if not {target, target + A, target + B} <= set(params):
-            raise ValueError(f"{name} stands without its projection or the other factor; the tree is not whole.")
-        if name == target + A and params[name].shape[-1] != lora.rank:
-            raise ValueError(f"{name} has rank {params[name].shape[-1]} and the config {lora.rank}; use the saved one.")
-    merged: dict[str, Any] = {}
-    for name, value in params.items():
-        if name in factors:
-            continue
-        value = merge(value, lora) if isinstance(value, Mapping) else value
-        if name + A in factors:
-            value = _merged_projection(value, params[name + A], params[name + B], lora.scale)
-        merged[name] = value
-    return merged
-
-
-def _merged_projection(value: Any, a: Any, b: Any, scale: float) -> Any:
-    if isinstance(value, Mapping):
-        return {**value, KERNEL: merged_leaf(value[KERNEL], a, b, scale)}
-    return merged_leaf(value, a, b, scale)
 
 
 def merged_leaf(weight: Any, a: Any, b: Any, scale: float) -> Any:

@@ -18,6 +18,12 @@ def neighbour_cosine(cells: jax.Array) -> jax.Array:
     return dot / (norm[..., 1:, :] * norm[..., :-1, :])
 
 
+def counted_frames(rows: FrameRows, across_items: bool) -> jax.Array:
+    """bool [..., F - 1]: which of the frames 1.. of each row the temporal loss compares with the frame before."""
+    counted = rows.video if across_items else rows.droppable  # [..., F]
+    return counted[..., 1:]
+
+
 def temporal_loss(
     logits: jax.Array, cells: jax.Array, rows: FrameRows, *, across_items: bool = False, stop_gradient: bool = False
 ) -> tuple[jax.Array, jax.Array]:
@@ -28,8 +34,8 @@ def temporal_loss(
     authors' code. `stop_gradient` keeps the loss from reaching the features (the authors let it). Sum and count are
     apart so that the mean is over the global batch.
     """
-    rows.check("logits", logits.shape, "C")
-    rows.check("cells", cells.shape, CELL_AXES)
+    rows.check_shape("logits", logits.shape, "C")
+    rows.check_shape("cells", cells.shape, CELL_AXES)
     if logits.shape[-1] != cells.shape[-3]:
         raise ValueError(
             f"logits score {logits.shape[-1]} cells a frame, but cells of shape {cells.shape} hold {cells.shape[-3]}; "
@@ -38,7 +44,7 @@ def temporal_loss(
     if logits.shape[-2] < 2:
         return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
     cosine = neighbour_cosine(jax.lax.stop_gradient(cells) if stop_gradient else cells)  # [..., F - 1, C]
-    counted = rows.video if across_items else rows.video & ~rows.first  # [..., F]
-    weight = jnp.broadcast_to(counted[..., 1:, None], cosine.shape).astype(jnp.float32)  # [..., F - 1, C]
+    counted = counted_frames(rows, across_items)  # [..., F - 1]
+    weight = jnp.broadcast_to(counted[..., None], cosine.shape).astype(jnp.float32)  # [..., F - 1, C]
     error = jax.nn.sigmoid(logits[..., 1:, :]) - (1 - cosine)  # [..., F - 1, C]
     return jnp.sum(weight * error * error), jnp.sum(weight)

@@ -40,7 +40,7 @@ def reference_tracking_scores(cells: jax.Array, rows: FrameRows, fraction: Fract
     candidates for its budget is tracked again with the threshold (0.85 at first) lower by 0.05, at most five times;
     what is then still missing is taken from the most similar rest.
     """
-    rows.check("cells", cells.shape, CELL_AXES)
+    rows.check_shape("cells", cells.shape, CELL_AXES)
     run = _track_row
     for _ in cells.shape[:-4]:
         run = jax.vmap(run, in_axes=(0, 0, None))

@@ -26,7 +26,7 @@ def soft_bias(logits: jax.Array, rows: FrameRows, grid: CellGrid, rescale: str =
     """
     if rescale not in RESCALES:
         raise ValueError(f"rescale={rescale!r} is unknown; choose one of {', '.join(RESCALES)}")
-    rows.check("logits", logits.shape, "C")
+    rows.check_shape("logits", logits.shape, "C")
     if logits.shape[-1] != grid.cells:
         raise ValueError(
             f"logits score {logits.shape[-1]} cells a frame, but a grid of {grid.grid} patches in cells of {grid.cell} "
@@ -39,7 +39,7 @@ def soft_bias(logits: jax.Array, rows: FrameRows, grid: CellGrid, rescale: str =
         if rescale != "affine":
             score = _min_max(score, grid.shape[1] if rescale == "row" else grid.cells)
         value = jnp.log(FLOOR + (1 - FLOOR) * score)
-    return jnp.where((rows.video & ~rows.first)[..., None], value, 0.0)
+    return jnp.where(rows.droppable[..., None], value, 0.0)
 
 
 def _min_max(score: jax.Array, group: int) -> jax.Array:

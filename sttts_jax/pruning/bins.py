@@ -18,6 +18,8 @@ from sttts_jax.ops.attention.frames_xla import masked_softmax
 from sttts_jax.pruning.pack import check_patches, check_survivors, flatten_cells, take_batch, take_rows
 from sttts_jax.pruning.select import Kept
 
+RUNGS = 4  # of the ladder
+
 
 @struct.dataclass
 class BinPlan:
@@ -31,10 +33,10 @@ class BinPlan:
     target: jax.Array
 
 
-def ladder(frames: int, capacity: int, cells: int, rungs: int = 4) -> tuple[int, ...]:
+def ladder(frames: int, capacity: int, cells: int) -> tuple[int, ...]:
     """Bin counts to compile for, rising: from what a perfect packing needs to one bin a frame."""
     low = -(-capacity // cells)
-    return tuple(sorted({int(round(low + (frames - low) * i / max(rungs - 1, 1))) for i in range(rungs)} | {frames}))
+    return tuple(sorted({int(round(low + (frames - low) * i / (RUNGS - 1))) for i in range(RUNGS)} | {frames}))
 
 
 def plan_bins(kept: Kept, refill: bool) -> BinPlan:

@@ -9,19 +9,17 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 
-def as_fraction(k: str | int | float | Fraction) -> Fraction:
+def as_fraction(k: str | int | float | Fraction, name: str = "pruned_fraction") -> Fraction:
     """The removed share as an exact number: 0.3 means 3/10, although the float 0.3 is a little less.
 
-    Raises ValueError unless 0 <= k < 1.
+    Raises ValueError unless 0 <= k < 1; `name` is what the user called k.
     """
     try:
         value = k if isinstance(k, Fraction) else Fraction(Decimal(str(k)))
     except (InvalidOperation, ValueError, OverflowError):
-        raise ValueError(
-            f"pruned_fraction={k!r} is not a number; give a decimal from 0 to below 1, such as 0.5"
-        ) from None
+        raise ValueError(f"{name}={k!r} is not a number; give a decimal from 0 to below 1, such as 0.5") from None
     if not 0 <= value < 1:
-        raise ValueError(f"pruned_fraction={k} is out of range; give the share of cells to remove, from 0 to below 1")
+        raise ValueError(f"{name}={k} is out of range; give the share of cells to remove, from 0 to below 1")
     return value
 
 

@@ -54,7 +54,7 @@ class PruneConfig:
         ):
             if value not in known:
                 raise ValueError(f"pruning.{name}={value!r} is unknown; choose one of {', '.join(known)}")
-        as_fraction(self.fraction)
+        as_fraction(self.fraction, "pruning.fraction")
         self._check_fractions()
         if self.refill and self.packing != "bins":
             raise ValueError(
@@ -74,7 +74,7 @@ class PruneConfig:
                 f"pruning.fractions has no meaning for pruning.method={self.method!r}, which removes nothing; "
                 "leave it empty"
             )
-        if len({as_fraction(k) for k in self.fractions}) < len(self.fractions):
+        if len({as_fraction(k, "pruning.fractions") for k in self.fractions}) < len(self.fractions):
             raise ValueError(f"pruning.fractions={self.fractions} names a share twice; leave one of them out")
 
     @property

@@ -20,7 +20,7 @@ class FrameRows(NamedTuple):
     item: jax.Array
     prunable: jax.Array
 
-    def check(self, name: str, shape: tuple[int, ...], axes: str) -> None:
+    def check_shape(self, name: str, shape: tuple[int, ...], axes: str) -> None:
         """Raises ValueError unless `shape`, that of the array called `name`, is [..., F] of these rows and then `axes`.
 
         Shapes are static, so under `jax.jit` this speaks at trace time and costs nothing at run time.
@@ -43,7 +43,7 @@ class FrameRows(NamedTuple):
 
     @property
     def video(self) -> jax.Array:
-        """bool [..., F]: frames whose cells may be dropped, and the first frames of their videos."""
+        """bool [..., F]: frames of videos, the first ones among them."""
         return self.valid & self.prunable
 
     @property
@@ -51,6 +51,11 @@ class FrameRows(NamedTuple):
         """bool [..., F]: the first frame of every item."""
         before = jnp.concatenate([jnp.full_like(self.item[..., :1], -1), self.item[..., :-1]], axis=-1)
         return self.valid & (self.item != before)
+
+    @property
+    def droppable(self) -> jax.Array:
+        """bool [..., F]: frames whose cells may be dropped, those of videos after the first."""
+        return self.video & ~self.first
 
 
 def previous(x: jax.Array, cut: jax.Array | None) -> jax.Array:

@@ -15,7 +15,7 @@ def saturated_share(scores: jax.Array, rows: FrameRows) -> jax.Array:
     bias and temporal loss both reach the scorer, is under 0.001. Cells where nothing moves belong at 0, so some are no
     fault; where nearly all are, the scorer has stopped to learn. 0 where no cell counts.
     """
-    rows.check("scores", scores.shape, "C")
-    counted = jnp.broadcast_to((rows.video & ~rows.first)[..., None], scores.shape)  # [..., F, C]
+    rows.check_shape("scores", scores.shape, "C")
+    counted = jnp.broadcast_to(rows.droppable[..., None], scores.shape)  # [..., F, C]
     ended = jnp.minimum(scores, 1 - scores) < MARGIN  # [..., F, C]
     return jnp.sum(counted & ended, dtype=jnp.float32) / jnp.maximum(jnp.sum(counted, dtype=jnp.float32), 1.0)

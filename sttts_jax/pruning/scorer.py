@@ -8,6 +8,7 @@ from sttts_jax import dims
 from sttts_jax.ops.layers import Einsum, fan_in_gain, normal
 from sttts_jax.pruning.frame_rows import CELL_AXES, FrameRows, previous
 
+HISTOGRAM_BINS = 20  # of scores, from 0 to 1
 _pooler_init = normal(0.02)
 _mlp_init = fan_in_gain(1)
 
@@ -67,7 +68,7 @@ class Scorer(nn.Module):
 
         Raises ValueError when the two do not fit, such as for patches that were never put into cells.
         """
-        rows.check("cells", cells.shape, CELL_AXES)
+        rows.check_shape("cells", cells.shape, CELL_AXES)
 
         def linear(name: str, shape: tuple[int, int], axes: tuple[str | None, ...], dtype: jnp.dtype) -> Einsum:
             named = axes if self.partitioned else None

@@ -32,7 +32,7 @@ def select_cells(scores: jax.Array, rows: FrameRows, fraction: Fraction, capacit
     says how many they can be, else the tail of the stream is cut. Raises ValueError for shapes that do not fit, and for
     a capacity too small for the rows where these are known on the host, or for one frame where they are traced.
     """
-    rows.check("scores", scores.shape, "C")
+    rows.check_shape("scores", scores.shape, "C")
     lead, (frames, cells) = scores.shape[:-2], scores.shape[-2:]
     most = _most_kept(rows, fraction, cells)
     if capacity < most:

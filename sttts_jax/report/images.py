@@ -15,6 +15,7 @@ from PIL import Image
 DIM = 0.26
 DARKEST = np.array([16.0, 18.0, 22.0])
 GRID_ALPHA = 0.18
+QUALITIES = (84, 72)  # of JPEG files, the better first
 
 # Anchors of a perceptually even dark-to-light map (magma of Matplotlib, CC0), low score first.
 _ANCHORS = np.array(
@@ -99,7 +100,7 @@ def heat_uri(values: np.ndarray, low: float, high: float) -> str:
 
 
 def jpegs_within(
-    budget: int, draw: Callable[[int], Sequence[np.ndarray]], widths: Sequence[int], qualities: Sequence[int] = (84, 72)
+    budget: int, draw: Callable[[int], Sequence[np.ndarray]], widths: Sequence[int]
 ) -> tuple[list[str], int]:
     """Encodes the pictures `draw(width)` at the largest width, then the best quality, that stay within `budget` bytes.
 
@@ -107,7 +108,7 @@ def jpegs_within(
     """
     for width in widths:
         pictures = draw(width)
-        tries = ([jpeg(picture, quality) for picture in pictures] for quality in qualities)
+        tries = ([jpeg(picture, quality) for picture in pictures] for quality in QUALITIES)
         files = next((files for files in tries if sum(map(len, files)) * 4 // 3 <= budget), None)
         if files is not None:
             return [data_uri(file, "jpeg") for file in files], width

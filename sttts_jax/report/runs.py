@@ -135,12 +135,12 @@ def _run_view(run: Evaluation, name: str, speed: Mapping[str, float]) -> RunView
     )
 
 
-def clips(runs: Sequence[Evaluation], questions: Questions, most: int = CLIPS) -> list[ScoreView]:
-    """Up to `most` videos with a question of different families, each as the runs of SHOWN keep it."""
+def clips(runs: Sequence[Evaluation], questions: Questions) -> list[ScoreView]:
+    """Up to CLIPS videos with a question of different families, each as the runs of SHOWN keep it."""
     found = [(run, run.trained()) for run in runs if run.checkpoint.pruning.method in SHOWN]
     shown = [(run.checkpoint, run.file.predictions(result)) for run, result in found if result is not None]
     views = []
-    for number in _telling(shown[0][1], questions, most) if shown else []:
+    for number in _telling(shown[0][1], questions, CLIPS) if shown else []:
         record = questions.records[questions.asked[number].record]
         if record.video is not None:
             answered = [(checkpoint, said[number]) for checkpoint, said in shown if "error" not in said[number]]

@@ -14,7 +14,7 @@ from sttts_jax.infer.checkpoint import Checkpoint
 ROUNDS = 9
 
 
-def prefill_seconds(shapes: Sequence[tuple[Checkpoint, RowShape]], rows: int, rounds: int = ROUNDS) -> list[float]:
+def prefill_seconds(shapes: Sequence[tuple[Checkpoint, RowShape]], rows: int) -> list[float]:
     """Median seconds of one prefill of `rows` full rows, for each checkpoint and bucket.
 
     Everything is compiled first; then all take turns, so that a slow minute of the machine hits all alike. What is in
@@ -23,7 +23,7 @@ def prefill_seconds(shapes: Sequence[tuple[Checkpoint, RowShape]], rows: int, ro
     programs = [_program(checkpoint, shape, rows) for checkpoint, shape in shapes]
     for program in programs:
         _seconds(program)  # warms up
-    times = [[_seconds(program) for program in programs] for _ in range(rounds)]  # [round][program]
+    times = [[_seconds(program) for program in programs] for _ in range(ROUNDS)]  # [round][program]
     return [float(np.median(seconds)) for seconds in zip(*times, strict=True)]
 
 

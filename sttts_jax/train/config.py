@@ -105,7 +105,7 @@ class EvaluationConfig:
     tasks            names as `sttts-jax evaluate` takes them, such as ("shapes_video_qa:validation",)
     limit            first questions of each task, 0 for all
     batch            videos a batch, over all devices
-    pruned_fraction  share of the cells to remove, a decimal; "": pruning.fraction
+    fraction         share of the cells to remove, a decimal; "": pruning.fraction
     max_frames       of a video, 0 for data.max_frames
     """
 
@@ -113,7 +113,7 @@ class EvaluationConfig:
     tasks: tuple[str, ...] = ()
     limit: int = 0
     batch: int = 32
-    pruned_fraction: str = ""
+    fraction: str = ""
     max_frames: int = 0
 
     @property
@@ -130,8 +130,8 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.tasks={self.tasks!r} must be a list such as ('shapes_video_qa',)")
         if self.every and not self.tasks:
             raise ValueError(f"evaluation.every={self.every} asks for evaluation.tasks; name some, or set it to 0")
-        if self.pruned_fraction:
-            as_fraction(self.pruned_fraction)
+        if self.fraction:
+            as_fraction(self.fraction, "evaluation.fraction")
         return self
 
 

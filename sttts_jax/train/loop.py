@@ -17,6 +17,7 @@ from sttts_jax.ckpt.data_state import DataState
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.data.device import to_device
 from sttts_jax.paths import write_text
+from sttts_jax.pruning.scorer import HISTOGRAM_BINS
 from sttts_jax.sharding import state_table
 from sttts_jax.train.buckets import Bucket, Buckets
 from sttts_jax.train.clock import Clock, peak_flops
@@ -26,7 +27,6 @@ from sttts_jax.train.overview import parameter_overview
 from sttts_jax.train.profile import ProfileWindow
 from sttts_jax.train.run import Evaluate, Run, Start
 from sttts_jax.train.state import TrainState
-from sttts_jax.train.step import HISTOGRAM_BINS
 from sttts_jax.train.watchdog import Watchdog
 
 CONSOLE = (
@@ -98,7 +98,7 @@ class _Loop:
     def advance(self, number: int) -> bool:
         """Update `number`, and what belongs to it; False where the run was told to stop."""
         run, last = self._run, number == self._run.config.total_steps
-        run.manager.check()
+        run.manager.raise_if_failed()
         self._profile.before(number, self.state.step)
         bucket = run.buckets.at(number)
         batch = self._batch(number, bucket)

@@ -4,9 +4,10 @@ from typing import Any
 
 import ml_collections
 
+from sttts_jax.data.schema import round_up
 from sttts_jax.models.overrides import check_keys
 from sttts_jax.models.presets import preset
-from sttts_jax.pruning.budget import row_capacity
+from sttts_jax.pruning.budget import as_fraction, row_capacity
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.config import defaults
 
@@ -41,23 +42,25 @@ def set_pruning(config: ml_collections.ConfigDict, method: str, k: str) -> str:
     """Sets pruning.method and the shares that it removes; returns the one that rows have to hold.
 
     k: the short form of pruning.fraction, a decimal such as "0.5"; or several such as "0.3/0.5", of which each step
-    draws one (pruning.fractions), and evaluation takes the first.
+    draws one (pruning.fractions), and evaluation takes the first. Raises ValueError for another share.
     """
     first, *others = shares = tuple(k.split("/"))
+    for share in shares:
+        as_fraction(share, "k")
     config.pruning.method = method
     config.pruning.fraction = first
     config.pruning.fractions = shares if others else ()
     return PruneConfig(method, first).removed
 
 
-def row_length(frames: int, k: str, cells: int, videos: int = VIDEOS, items: int = ITEMS) -> int:
-    """S of rows for `videos` videos of `frames` frames and their text, from which k of the cells are removed.
+def row_length(frames: int, k: str, cells: int) -> int:
+    """S of rows for VIDEOS videos of `frames` frames and their text, from which k of the cells are removed.
 
-    K + videos * (FRAME_TEXT * frames + WORDS), rounded up to a multiple of STEP; K is the most cells that up to
-    `items` videos keep who share the row's frames.
+    K + VIDEOS * (FRAME_TEXT * frames + WORDS), rounded up to a multiple of STEP; K is the most cells that up to
+    ITEMS videos keep who share the row's frames.
     """
-    kept = row_capacity(videos * frames, k, cells, items)
-    return -(-(kept + videos * (FRAME_TEXT * frames + WORDS)) // STEP) * STEP
+    kept = row_capacity(VIDEOS * frames, k, cells, ITEMS)
+    return round_up(kept + VIDEOS * (FRAME_TEXT * frames + WORDS), STEP)
 
 
 def stts_recipe(arg: str, name: str, init_from: str, steps: int = 6250) -> ml_collections.ConfigDict:

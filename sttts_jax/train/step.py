@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.models.vlm import Batch, Vlm, VlmLoss, frame_rows
+from sttts_jax.pruning.aux_loss import counted_frames
 from sttts_jax.pruning.saturation import saturated_share
+from sttts_jax.pruning.scorer import HISTOGRAM_BINS
 from sttts_jax.train.config import LossConfig
 from sttts_jax.train.optimizer import Optimizer, all_finite, guarded_update
 from sttts_jax.train.state import TrainState
-
-HISTOGRAM_BINS = 20
 
 
 def train_step(
@@ -54,9 +54,8 @@ def train_step(
 
 def _aux_cells(model: Vlm, batch: Batch) -> jax.Array:
     """How many cells the temporal loss counts in the whole batch; known before any micro-batch is run."""
-    rows = frame_rows(batch)
-    counted = rows.video if model.prune.across_items else rows.video & ~rows.first  # [B, F]
-    return jnp.sum(counted[:, 1:]).astype(jnp.float32) * model.cfg.vit.cells
+    counted = counted_frames(frame_rows(batch), model.prune.across_items)  # [B, F - 1]
+    return jnp.sum(counted).astype(jnp.float32) * model.cfg.vit.cells
 
 
 def _accumulate(
@@ -93,7 +92,7 @@ def _metrics(model: Vlm, batch: Batch, out: VlmLoss, norms: dict[str, jax.Array]
     rows = frame_rows(batch)
     task, cells = out.task, model.cfg.vit.cells
     weight = jnp.maximum(task.weight, 1e-9)
-    later = rows.video & ~rows.first  # [B, F]: frames that can lose cells
+    later = rows.droppable  # [B, F]
     share = out.kept.sum(axis=-1) / cells  # [B, F]
     mean = jnp.sum(share * later) / jnp.maximum(jnp.sum(later), 1)
     visual = jnp.sum(out.kept & rows.video[..., None])  # of [B, F, C]: cells of videos that survive

@@ -10,7 +10,7 @@ import pytest
 
 from sttts_jax.bench.bound import SCOPES, pass_flops, scope_flops
 from sttts_jax.bench.distributions import make_scores
-from sttts_jax.bench.scopes import SCOPE_CLASSES, Shapes
+from sttts_jax.bench.scopes import SCOPE_CLASSES, BenchShapes
 from sttts_jax.models import flops
 from sttts_jax.models.config import VitConfig
 from sttts_jax.models.presets import preset
@@ -29,7 +29,7 @@ VIT = VitConfig(
     feature_layers=(2, 1),
     prune_after=0,
 )
-SHAPES = Shapes(VIT, frames=4, batch=2, dtype=jnp.float32)
+SHAPES = BenchShapes(VIT, frames=4, batch=2, dtype=jnp.float32)
 HALF = Fraction(1, 2)
 
 

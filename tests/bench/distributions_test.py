@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sttts_jax.bench.distributions import DISTRIBUTIONS, file_scores, make_scores
-from sttts_jax.bench.scopes import Shapes
+from sttts_jax.bench.scopes import BenchShapes
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
 
-SHAPES = Shapes(preset("molmo2-4b").vit, frames=16, batch=2, dtype=jnp.float32)
+SHAPES = BenchShapes(preset("molmo2-4b").vit, frames=16, batch=2, dtype=jnp.float32)
 CELLS = 81
 KS = [Fraction(k) for k in ("0.3", "0.4", "0.5", "0.7")]
 
 
-def _counts(name: str, k: Fraction, shapes: Shapes = SHAPES) -> np.ndarray:
+def _counts(name: str, k: Fraction, shapes: BenchShapes = SHAPES) -> np.ndarray:
     scores = make_scores(name, 0, shapes.batch, shapes.frames, CELLS, k)
     return np.asarray(shapes.keep(scores, k).mask.sum(axis=-1))
 

@@ -11,7 +11,7 @@ import pytest
 
 from sttts_jax.bench.bound import decode_bytes, decode_flops
 from sttts_jax.bench.distributions import make_scores
-from sttts_jax.bench.infer import InferPlan, fresh_params, measure
+from sttts_jax.bench.infer import InferPlan, measure, model_params
 from sttts_jax.bench.workload import UNPRUNED, Workload
 from sttts_jax.cli import bench
 from sttts_jax.cli.main import run
@@ -47,7 +47,7 @@ def _bench(*words: str) -> int:
 def test_prefill_and_decoding_cost_what_xla_counts() -> None:
     load = Workload(VLM, frames=4, videos=1, text=12, batch=2, dtype=jnp.float32)
     model, batch = load.model(UNPRUNED, "none"), jax.tree.map(jnp.asarray, load.arrays(UNPRUNED))
-    params = fresh_params(load)
+    params = model_params(load)
     params["vit"].pop("scorer")
     tokens, slots = load.shape(UNPRUNED).length, load.shape(UNPRUNED).length + 4
     prefill = jax.jit(lambda p, b: model.apply({"params": p}, b, slots, method="prefill"))

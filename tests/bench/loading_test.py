@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from sttts_jax.bench.loading import PIPELINE, STAGES, LoadingPlan, _rows, file_source, rows_table
+from sttts_jax.bench.loading import PIPELINE, STAGES, LoadingPlan, _rows, file_source, stage_table
 from sttts_jax.cli import bench
 from sttts_jax.data.config import data_config
 from sttts_jax.data.sources.encode import encode_mp4
@@ -82,7 +82,7 @@ def test_a_step_that_is_not_fed() -> None:
     slow, fast = rows[6:]
     assert (slow.seconds, slow.speedup, slow.fed, slow.mb_per_s) == (1.0, 1.0, 0.5, 4.0)
     assert (fast.seconds, fast.speedup, fast.fed, fast.frames_per_s) == (0.5, 4.0, 1.0, 16.0)
-    assert rows_table(rows).row_count == 8
+    assert stage_table(rows).row_count == 8
 
 
 def test_names_and_empty_folders(tmp_path: pathlib.Path) -> None:

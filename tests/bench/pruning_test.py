@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from sttts_jax.bench.distributions import DISTRIBUTIONS, make_scores
-from sttts_jax.bench.record import rows_table, write_plot
-from sttts_jax.bench.scopes import SCOPE_CLASSES, Shapes
+from sttts_jax.bench.record import speedup_table, write_plot
+from sttts_jax.bench.scopes import SCOPE_CLASSES, BenchShapes
 from sttts_jax.bench.sizes import bench_vit
 from sttts_jax.bench.speedup import SpeedupRow
 from sttts_jax.bench.timing import Group, Program, Trial, interleave, quartiles
@@ -25,7 +25,7 @@ CONTRACT = {"what", "k", "frames", "distribution", "packing", "pass", "speedup",
     "compilations"
 }
 TOY = ["--preset", "tiny", "--frames", "4", "--rounds", "2"]
-SHAPES = Shapes(preset("tiny").vit, frames=4, batch=2, dtype=jnp.float32)
+SHAPES = BenchShapes(preset("tiny").vit, frames=4, batch=2, dtype=jnp.float32)
 HALF = Fraction(1, 2)
 
 
@@ -134,7 +134,7 @@ def _row(**changes: Any) -> SpeedupRow:
 def test_plot_and_table_of_several_frame_counts(tmp_path: pathlib.Path) -> None:
     rows = [_row(k=k, frames=f, distribution=d) for f in (4, 8) for k in (0.3, 0.5) for d in ("uniform", "bursty")]
     baselines = [_row(k=0.0, frames=f, packing="none", distribution="any") for f in (4, 8)]
-    assert rows_table(rows, baselines).row_count == 10
+    assert speedup_table(rows, baselines).row_count == 10
     write_plot(tmp_path / "plot.svg", rows, "layer of tiny")
     text = (tmp_path / "plot.svg").read_text()
     assert text.startswith("<?xml") and math.isfinite(len(text))
@@ -161,8 +161,8 @@ def test_real_scores(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--k", "1.5"], "pruned_fraction=1.5 is out of range"),
-        (["--k", "half"], "pruned_fraction='half' is not a number"),
+        (["--k", "1.5"], "--pruned_fraction=1.5 is out of range"),
+        (["--k", "half"], "--pruned_fraction='half' is not a number"),
         (["--k", "0,0.5"], "--pruned_fraction 0 removes nothing"),
         (["--k", ","], "--pruned_fraction is empty"),
         (["--frames", "1"], "--frames 1 must be a whole number from 2 up"),

@@ -170,7 +170,7 @@ def test_targets_are_said_whether_reached_or_not() -> None:
     ("words", "sentence"),
     [
         (["--budget_s", "0"], "--budget_s 0.0 must be at least 1"),
-        (["--k", "1"], "pruned_fraction=1 is out of range"),
+        (["--k", "1"], "--pruned_fraction=1 is out of range"),
         (["--json", "."], "--json . is a directory"),
         (["--plot", "a.gif"], "--plot a.gif must end in"),
     ],

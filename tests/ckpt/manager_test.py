@@ -71,7 +71,7 @@ def train(
 ) -> tuple[tuple[Any, Any], list[int]]:
     seen = []
     for step in range(first, last + 1):
-        manager.check()
+        manager.raise_if_failed()
         seen.append(int(next(iterator)))
         state = _step(state, jnp.float32(seen[-1]) / 1000)
         if manager.should_save(step):
@@ -326,7 +326,7 @@ def test_failed_save_surfaces_at_a_later_check(tmp_path: Path) -> None:
     manager.save(4, params(), TX.init(params()), _FullDisk(), meta(4))
     with pytest.raises(CheckpointError, match=r"saving step 4 .*No space left.*whole steps are \[2\]"):
         for _ in range(2000):
-            manager.check()
+            manager.raise_if_failed()
             jax.block_until_ready(jnp.ones(1000).sum())
         manager.wait()
     manager.close()

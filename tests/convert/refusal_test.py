@@ -13,10 +13,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from sttts_jax.ckpt.restore import TreeMismatch
 from sttts_jax.cli import convert
 from sttts_jax.cli.main import run
+from sttts_jax.convert.export_plan import _lora_scale
 from sttts_jax.convert.table import scorer_pieces
 from sttts_jax.data.tokenizer import ADDED_TOKENS, train_tokenizer
+from sttts_jax.models.lora import LoraConfig, factor_names
 from tests.convert.hf_dirs import (
     SMALL,
     TEXTS,
@@ -169,6 +172,26 @@ import_plan.write_slice = slow(import_plan.write_slice)
 export_plan.read_slice = slow(export_plan.read_slice)
 convert.main(sys.argv[1:])
 """
+
+
+def test_a_broken_lora_tree_is_refused() -> None:
+    """A factor without the other one or without its projection, or of another rank than the config's."""
+    lora = LoraConfig(rank=3, alpha=6.0, targets=("llm/blocks/q",))
+    cfg = dataclasses.replace(SMALL, lora=lora)
+    saved = {"llm/blocks/q": np.zeros((2, 8, 2, 4))}
+    a, b = factor_names("llm/blocks/q")
+    whole = {a: np.zeros((2, 8, 3)), b: np.zeros((2, 3, 2, 4))}
+    assert _lora_scale(cfg, whole, saved, "7") == lora.scale and _lora_scale(cfg, {}, saved, "7") == 0
+    broken: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+        (cfg, {a: whole[a]}, saved),
+        (cfg, {b: whole[b]}, saved),
+        (cfg, whole, {}),
+        (dataclasses.replace(cfg, lora=dataclasses.replace(lora, rank=4)), whole, saved),
+        (SMALL, whole, saved),
+    ]
+    for config, factors, leaves in broken:
+        with pytest.raises(TreeMismatch, match="7: the LoRA parameters are not those of its config"):
+            _lora_scale(config, factors, leaves, "7")
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])

@@ -30,7 +30,6 @@ from sttts_jax.data.tokenizer import train_tokenizer
 from sttts_jax.infer.open import read_checkpoint
 from sttts_jax.mesh import make_mesh
 from sttts_jax.models.config import VlmConfig
-from sttts_jax.models.lora import merge
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.state import build_model, init_params
 from sttts_jax.trees import map_named, named_leaves, param_count, tree_bytes
@@ -49,6 +48,7 @@ from tests.convert.hf_dirs import (
     write_tensors,
 )
 from tests.convert.trees import params_of
+from tests.models.merged import merge
 
 FILES = [("float32", 10**9), ("bfloat16", 20_000)]
 

@@ -11,13 +11,13 @@ from PIL import Image
 from sttts_jax.data import evaluation
 from sttts_jax.data.config import DataConfig, Source
 from sttts_jax.data.evaluation import Asked, EvalBatch, QuestionShape, eval_batches, list_questions
-from sttts_jax.data.prompt import build_prompt
 from sttts_jax.data.record import Message, Record
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape, check_batch
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
+from tests.data.whole_prompts import build_prompt
 
 SHAPE = RowShape(frames=8, items=1, length=600, fraction="0.5", cells=81, size=(24, 24))
 ROOM = QuestionShape(3, 96)

@@ -17,7 +17,7 @@ from PIL import Image
 from sttts_jax.data.config import DataConfig, Source
 from sttts_jax.data.crops import crop_image, read_image
 from sttts_jax.data.packing import Item, fill_rate, fill_row, lengths, stack
-from sttts_jax.data.prompt import build_example, build_prefix, build_prompt, build_question
+from sttts_jax.data.prompt import build_example, build_prefix, build_question
 from sttts_jax.data.reader import Reader
 from sttts_jax.data.record import Message, Record, RecordError
 from sttts_jax.data.schema import PREFIX_SEGMENT, RowShape, check_batch, empty_rows
@@ -26,6 +26,7 @@ from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.config import PruneConfig
+from tests.data.whole_prompts import build_prompt
 from tests.models.small import CFG
 from tests.weights import random_weights
 

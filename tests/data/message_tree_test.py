@@ -10,7 +10,6 @@ from sttts_jax.data.prompt import (
     MULTIPLE_CHOICE_STYLES,
     PREFIX_FREE_STYLES,
     build_example,
-    build_prompt,
     subtitle_text,
     user_text,
 )
@@ -18,6 +17,7 @@ from sttts_jax.data.record import Message
 from sttts_jax.data.schema import EXAMPLE_STRIDE, PREFIX_SEGMENT, RowShape
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.ops.attention.row_rule import RowRule, mask_rows
+from tests.data.whole_prompts import build_prompt
 
 MESSAGES = [
     Message("What is it?", "red", "user_qa"),

@@ -153,7 +153,7 @@ def test_an_example_that_no_row_holds_is_a_bad_record(config: DataConfig, tokeni
     [
         ({"sources": ()}, "data.sources is empty"),
         ({"sources": (("shapes_video_qa", 0.0),)}, "has weight 0.0"),
-        ({"fraction": "1.5"}, "pruned_fraction=1.5"),
+        ({"fraction": "1.5"}, "data.fraction=1.5"),
         ({"rows": 0}, "data.rows=0 must be a whole number from 1 up"),
         ({"rows": 2.0}, "data.rows=2.0 must be a whole number"),
         ({"max_fps": 0}, "data.max_fps=0 must be positive"),

@@ -22,11 +22,12 @@ from transformers.models.molmo2.video_processing_molmo2 import Molmo2VideoProces
 
 from sttts_jax.data.crops import choose_tiling, crop_image, read_image  # noqa: E402
 from sttts_jax.data.image import resize  # noqa: E402
-from sttts_jax.data.prompt import build_prompt, user_text  # noqa: E402
+from sttts_jax.data.prompt import user_text  # noqa: E402
 from sttts_jax.data.record import Message  # noqa: E402
 from sttts_jax.data.sampling import FrameSampling  # noqa: E402
 from sttts_jax.data.tokenizer import Tokenizer  # noqa: E402
 from sttts_jax.data.video import decode  # noqa: E402
+from tests.data.whole_prompts import build_prompt  # noqa: E402
 
 pytestmark = pytest.mark.torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

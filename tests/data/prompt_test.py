@@ -7,7 +7,6 @@ import pytest
 
 from sttts_jax.data.prompt import (
     build_example,
-    build_prompt,
     multiple_choice,
     subtitle_text,
     target_text,
@@ -18,6 +17,7 @@ from sttts_jax.data.record import Message, RecordError
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import PREFIX_SEGMENT, Example
 from sttts_jax.data.tokenizer import Tokenizer
+from tests.data.whole_prompts import build_prompt
 
 ONE = Message("What is it?", "red", "video_short_answer")
 TWO = Message("Which one?", "b", "video_multiple_choice", options=("a", "b", "c"))

@@ -140,7 +140,7 @@ def test_prefill_and_decode_equal_the_whole_sequence(cfg: LlmConfig) -> None:
         out, store = extend(x[:, 9 + step : 10 + step], at, store.branch_rule(one), store)
         grown.append(out)
     assert extend._cache_size() == 2
-    assert store.length == 14 and (store.valid.sum(-1) == lengths + steps).all()
+    assert store.length == 14 and ((store.rule.example >= 0).sum(-1) == lengths + steps).all()
     for row, length in enumerate(lengths):
         total = length + steps
         order = np.asarray([*range(length), *range(9, 14), *range(length, 9)])  # the same tokens without a gap

@@ -15,7 +15,7 @@ from sttts_jax import dims
 from sttts_jax.models import flops
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.llm import Llm
-from sttts_jax.models.lora import LoraConfig, factor_index, factor_names, merge, merged_leaf
+from sttts_jax.models.lora import LoraConfig, factor_index, factor_names, merged_leaf
 from sttts_jax.models.presets import preset
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.ops.attention.row_rule import RowRule
@@ -24,6 +24,7 @@ from sttts_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sttts_jax.trees import leaf_names, named_leaves, param_count
 from tests.models.batches import Sizes, Talk, make_batch
 from tests.models.looped import looped
+from tests.models.merged import merge
 from tests.models.small import CFG
 from tests.weights import random_weights
 
@@ -198,16 +199,6 @@ def test_slices_of_one_layer_merge_alike() -> None:
     assert isinstance(low, np.ndarray) and low.dtype == ml_dtypes.bfloat16
     np.testing.assert_allclose(low.astype(np.float32), whole, atol=0.1)
     assert factor_names("vit/blocks_00_03/qkv/kernel")[0] == "vit/blocks_00_03/qkv_lora_a"
-
-
-def test_a_broken_tree_is_refused() -> None:
-    params = _fresh(_cfg())
-    lone = {**params, "llm": {**params["llm"], "blocks": {**params["llm"]["blocks"]}}}
-    del lone["llm"]["blocks"]["q_lora_b"]
-    with pytest.raises(ValueError, match="q_lora_a stands without"):
-        merge(lone, LORA)
-    with pytest.raises(ValueError, match="has rank 3 and the config 4"):
-        merge(params, dataclasses.replace(LORA, rank=4))
 
 
 @pytest.mark.parametrize(

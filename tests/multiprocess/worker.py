@@ -102,7 +102,7 @@ def preempted_together(process: int, directory: str) -> None:
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory).parent / "pid").write_text(str(os.getpid()))
     for step in range(1, 100_000):
-        manager.check()
+        manager.raise_if_failed()
         state = jax.block_until_ready(step_function(state))
         if manager.preempted(step):
             manager.save(step, *state, None, _meta(layout, step))

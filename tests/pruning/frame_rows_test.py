@@ -18,12 +18,12 @@ def test_kinds_of_frames() -> None:
 
 @pytest.mark.parametrize(("axes", "shape"), [("C", (2, 4, 9)), (CELL_AXES, (2, 4, 9, 4, 8))])
 def test_what_fits(axes: str, shape: tuple[int, ...]) -> None:
-    ROWS.check("x", shape, axes)
+    ROWS.check_shape("x", shape, axes)
     for wrong in (shape[1:], (*shape, 1), (2, 5, *shape[2:]), (1, 4, *shape[2:]), ()):
         with pytest.raises(ValueError, match=r"x has shape .*, but rows of shape \(2, 4\) need \(2, 4, C"):
-            ROWS.check("x", wrong, axes)
+            ROWS.check_shape("x", wrong, axes)
 
 
 def test_one_value_a_frame_in_both() -> None:
     with pytest.raises(ValueError, match=r"rows.item has shape \(2, 4\) but rows.prunable \(2,\); give one value"):
-        FrameRows(ROWS.item, jnp.ones(2, bool)).check("x", (2, 4, 9), "C")
+        FrameRows(ROWS.item, jnp.ones(2, bool)).check_shape("x", (2, 4, 9), "C")

@@ -116,7 +116,7 @@ def sizes(args: argparse.Namespace, names: Sequence[str], prefix: str = "") -> d
 
 def fractions(text: str) -> list[Fraction]:
     """The shares of --pruned_fraction, exact."""
-    found = [as_fraction(word) for word in words(text, "--pruned_fraction")]
+    found = [as_fraction(word, "--pruned_fraction") for word in words(text, "--pruned_fraction")]
     if 0 in found:
         raise ValueError("--pruned_fraction 0 removes nothing; the unpruned baseline is always measured: leave it out")
     return list(dict.fromkeys(found))

@@ -8,10 +8,10 @@ import numpy as np
 
 # Without cpu-independent x264's look-ahead depends on the CPU and, at widths that 16 does not divide, on whatever the
 # memory behind a line holds: the same frames then give other bytes now and then.
-OPTIONS = {"preset": "veryfast", "x264-params": "cpu-independent=1"}
+OPTIONS = {"preset": "veryfast", "x264-params": "cpu-independent=1", "crf": "18"}
 
 
-def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 18) -> bytes:
+def encode_mp4(frames: np.ndarray, fps: float) -> bytes:
     """Encodes uint8 [F, h, w, 3] frames (even h and w) at a constant rate as H.264 yuv420p in mp4.
 
     The same frames always give the same bytes.
@@ -26,7 +26,7 @@ def encode_mp4(frames: np.ndarray, fps: float, *, crf: int = 18) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
-        stream = container.add_stream("libx264", rate=rate, options=OPTIONS | {"crf": str(crf)})
+        stream = container.add_stream("libx264", rate=rate, options=OPTIONS)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.thread_count = 1
         for frame in frames:

@@ -10,6 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from sttts_jax.ops.attention.round_up import round_up
+
 # cuDNN trains on even lengths only; multiples of 8 also keep its float32 statistics of a head aligned (729 -> 736).
 _TOKENS = 8
 # It takes heads of a multiple of 8 channels, and of at most 128 on every GPU that has the kernel.
@@ -47,7 +49,7 @@ def attend_frames_gpu(
         raise ValueError(
             f"counts is {counts.dtype} {counts.shape}; it must be whole numbers {q.shape[:-3]}, one per slot."
         )
-    width = _round(q.shape[-1] + (0 if key_bias is None else 2), _CHANNELS)
+    width = round_up(q.shape[-1] + (0 if key_bias is None else 2), _CHANNELS)
     if width > _WIDEST:
         raise ValueError(
             f"cuDNN attention takes heads of at most {_WIDEST} channels, and these need {width}; take the 'xla' kernel."
@@ -91,7 +93,7 @@ def _attend(
     if key_bias is not None:
         q, k = augment_key_bias(q, k, key_bias.reshape(slots, length), scale)  # [slots, S, H, d + 2]
 
-    padded, channels = _round(length, _TOKENS), _round(q.shape[-1], _CHANNELS)
+    padded, channels = round_up(length, _TOKENS), round_up(q.shape[-1], _CHANNELS)
     alive = lengths = None
     if counts is not None or padded != length:
         counts = jnp.full(slots, length, jnp.int32) if counts is None else counts.reshape(slots).astype(jnp.int32)
@@ -117,7 +119,3 @@ def _fit(x: jax.Array, length: int, width: int, alive: jax.Array | None) -> jax.
     """x [B, S, H, d] with zeros up to `length` and `width`, and wherever `alive` [B, length, 1, 1] is not."""
     x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, width - x.shape[3])))
     return x if alive is None else jnp.where(alive, x, 0)
-
-
-def _round(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

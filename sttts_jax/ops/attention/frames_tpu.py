@@ -17,6 +17,7 @@ from flax import struct
 
 from sttts_jax.ops.attention.frames_tpu_kernels import Shapes, backward, forward
 from sttts_jax.ops.attention.pallas_softmax import check_dtypes
+from sttts_jax.ops.attention.round_up import round_up
 from sttts_jax.ops.remat import attention_result
 
 
@@ -107,7 +108,7 @@ def attend_stream_tpu(
         raise ValueError(f"Stream attention wants queries, keys and values as [B, S, 3, H, d]; got {qkv.shape}.")
     check_dtypes("Stream attention on TPU", qkv)
     rows, length, _, heads, width = qkv.shape
-    padded = -(-length // plan.block) * plan.block
+    padded = round_up(length, plan.block)
     if plan.ids.shape != (rows, 1, padded):
         raise ValueError(f"The plan was made for ids {plan.ids.shape}, not for {rows} rows of {length} tokens.")
     if key_bias is not None and key_bias.shape != (rows, length):

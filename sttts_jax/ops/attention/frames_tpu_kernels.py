@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sttts_jax.ops.attention.pallas_softmax import FAR, NEAR
+from sttts_jax.ops.attention.round_up import round_up
 from sttts_jax.ops.attention.tpu_blocks import LANES, VMEM_BYTES, alive, column, dot
 
 Lists = tuple[jax.Array, jax.Array, jax.Array]
@@ -203,7 +204,7 @@ def _cost(shapes: Shapes, dtype: Any, products: int, maps: int, own: int, other:
     """Work of the blocks that are computed if all frames are alike; the head takes whole lanes of the matrix unit."""
     blocks, block = shapes.rows * shapes.blocks, shapes.block
     pairs = blocks * min(shapes.blocks, shapes.typical / block + 2)
-    lanes = -(-shapes.width // LANES) * LANES
+    lanes = round_up(shapes.width, LANES)
     area = pairs * block * block * shapes.heads
     tokens = block * shapes.heads * shapes.width * jnp.dtype(dtype).itemsize
     return pl.CostEstimate(

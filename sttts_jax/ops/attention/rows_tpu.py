@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sttts_jax.ops.attention.pallas_softmax import check_dtypes
+from sttts_jax.ops.attention.round_up import round_up
 from sttts_jax.ops.attention.row_rule import (
     EXAMPLE,
     NO_KEY,
@@ -84,7 +85,7 @@ def plan_rows_tpu(rule_q: RowRule, rule_k: RowRule, block: int = 512, key_block:
     if any(size < 128 or size % 128 for size in sizes):
         raise ValueError(f"The blocks are {sizes[0]} and {sizes[1]}; the row kernel wants multiples of 128 tokens.")
     queries, keys = rule_q.order.shape[1], rule_k.order.shape[1]
-    query_block, key_block = (min(n, -(-s // 128) * 128) for n, s in zip(sizes, (queries, keys), strict=True))
+    query_block, key_block = (min(n, round_up(s, 128)) for n, s in zip(sizes, (queries, keys), strict=True))
     fields_q, fields_k = pack_rule(rule_q, query_block, NO_QUERY), pack_rule(rule_k, key_block, NO_KEY)
     some, whole = block_meets(block_extremes(fields_q, query_block), block_extremes(fields_k, key_block))  # [B, n, m]
     by_query, length_q = pair_words(some, whole)

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sttts_jax.ops.attention.pallas_softmax import FAR, NEAR
+from sttts_jax.ops.attention.round_up import round_up
 from sttts_jax.ops.attention.row_rule import EXAMPLE, RowRule, sees
 from sttts_jax.ops.attention.tpu_blocks import LANES, VMEM_BYTES, alive, column, dot
 
@@ -255,7 +256,7 @@ def _cost(shapes: RowShapes, dtype: Any, products: int, own: int, other: int, si
     area = pairs * shapes.query_block * shapes.key_block * shapes.heads
     tokens = [shapes.query_block, shapes.key_block][:: 1 if side == "query" else -1]
     blocks = shapes.rows * (shapes.query_blocks if side == "query" else shapes.key_blocks)
-    lanes = -(-shapes.width // LANES) * LANES
+    lanes = round_up(shapes.width, LANES)
     return pl.CostEstimate(
         flops=2 * products * area * lanes,
         transcendentals=area,
