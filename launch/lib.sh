@@ -33,10 +33,10 @@ find_python() {
   die "no Python 3.11 or newer in: ${PYTHON:-PATH}; install one, or name it: PYTHON=/path/to/python3.12 bash $0"
 }
 
-# The Python of version $1: on PATH, or one that pyenv keeps without putting it there.
+# The Python of version $1: $PYTHON, one on PATH, or one that pyenv keeps without putting it there.
 python_of_version() {
   local candidate
-  for candidate in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+  for candidate in "${PYTHON:-}" "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
     if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" >/dev/null 2>&1; then
       echo "$candidate"
       return 0

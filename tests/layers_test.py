@@ -42,7 +42,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 # Parts that see less than their place allows.
 ONLY = {
-    "pruning": {"pruning", "ops", "dims"},  # usable with any Flax ViT, so it asks for no mesh
+    "pruning": {"pruning", "ops", "dims"},  # usable with any Flax ViT: no model, no data, no training
     "data": {"data", "dims", "trees", "paths", "pruning"},  # workers import it: numpy only
 }
 DEVICE_MODULE = f"{PACKAGE}.data.device"

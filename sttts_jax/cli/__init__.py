@@ -1,1 +1,1 @@
-"""Commands: one file a command, each with `main(argv) -> int | None`. Nothing imports this package."""
+"""Commands: one module or package a command, each with `main(argv) -> int | None`. Nothing imports this package."""

@@ -1,11 +1,12 @@
 """`sttts-jax COMMAND ...`: finds the file of the command, imports it only then, says user mistakes in one sentence.
 
-A command is a module `sttts_jax/cli/COMMAND.py` with `main(argv: list[str]) -> int | None`. It ends with
+A command is a module `sttts_jax.cli.COMMAND` with `main(argv: list[str]) -> int | None`. It ends with
 
     if __name__ == "__main__":
         sys.exit(run("COMMAND", main))
 
-so that `python -m sttts_jax.cli.COMMAND` is the same as `sttts-jax COMMAND`.
+or is a package whose `__main__.py` does that, so that `python -m sttts_jax.cli.COMMAND` is the same as
+`sttts-jax COMMAND`.
 """
 
 import difflib

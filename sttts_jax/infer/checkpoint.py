@@ -15,6 +15,7 @@ from sttts_jax.data.schema import RowShape
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.models.config import VlmConfig
+from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.pruning.budget import as_fraction
@@ -98,8 +99,15 @@ class Checkpoint:
     def model(self, shape: RowShape) -> Vlm:
         """The model of a bucket."""
         prune = self.pruned(shape.fraction)
-        kernels = choose_kernels(self.attention, self.mesh.devices.flat[0].platform, self.dtype, self.vlm.vit.patches)
-        return Vlm(self.vlm, prune, shape.kept, shape.length, self.dtype, "none", kernels)
+        return Vlm(self.vlm, prune, shape.kept, shape.length, self.dtype, "none", self._kernels)
+
+    def vit(self, fraction: str) -> Vit:
+        """The vision part of the model at another fraction; its parameters are `params["vit"]`."""
+        return Vit(self.vlm.vit, self.pruned(fraction), self.dtype, "none", self._kernels, self.vlm.lora)
+
+    @property
+    def _kernels(self) -> str:
+        return choose_kernels(self.attention, self.mesh.devices.flat[0].platform, self.dtype, self.vlm.vit.patches)
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:

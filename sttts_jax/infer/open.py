@@ -45,11 +45,11 @@ def read_checkpoint(directory: PathLike) -> Checkpoint:
     Raises FileNotFoundError without a checkpoint, ValueError where it is damaged or its tokenizer is missing.
     """
     set_tpu_flags()
-    use_compile_cache()
     step = resolve_step(directory)
     meta = read_meta(step)
     raw = saved_config(meta)
     config, workdir = RunConfig.build(raw), Workdir.of_step(step)
+    use_compile_cache(config.compile_cache)
 
     def load(mesh: jax.sharding.Mesh) -> Any:
         shape = config.data.row_shape

@@ -61,6 +61,7 @@ class Vit(nn.Module):
 
     def setup(self) -> None:
         c = self.cfg
+        self.prune.check()
         self.grid = c.cell_grid
         # A model that starts from nothing should see what and where from the first step. Pixels are small (about 0.3)
         # and alike within a patch: with a gain of 6 their embedding is of the size of the positions, about one.

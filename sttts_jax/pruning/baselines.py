@@ -23,9 +23,14 @@ def random_scores(rng: jax.Array, rows: FrameRows, cells: int) -> jax.Array:
 def easy_scores(cells: jax.Array) -> jax.Array:
     """`easy`: the cells most similar to the same cell of the previous frame go first.
 
-    cells [..., F, C, W, D] -> float32 [..., F, C]. A frame whose mean similarity is under 0.85 is exempt: its cells go
-    last.
+    cells [B, F, C, W, D] -> float32 [B, F, C]. A frame whose mean similarity is under 0.85 is exempt: its cells go
+    last. Raises ValueError for patches that are not in cells.
     """
+    if cells.ndim != 5:
+        raise ValueError(
+            f"cells has shape {cells.shape}, but easy_scores wants [B, F, C, W, D]; put patches into cells first with "
+            "CellGrid.to_cells"
+        )
     similar = neighbour_cosine(cells)  # [..., F - 1, C]
     similar = jnp.pad(similar, [(0, 0)] * (similar.ndim - 2) + [(1, 0), (0, 0)])  # [..., F, C]
     return jnp.where(similar.mean(axis=-1, keepdims=True) < THRESHOLD, EXEMPT, 0.0) - similar

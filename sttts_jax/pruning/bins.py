@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from sttts_jax.ops.attention.frames_xla import masked_softmax
-from sttts_jax.pruning.pack import check_patches, check_survivors, flatten_cells, take_batch, take_rows
+from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, flatten_cells, take_batch, take_rows
 from sttts_jax.pruning.select import Kept
 
 RUNGS = 4  # of the ladder
@@ -111,7 +111,9 @@ class BinLayout:
 
 
 def bin_layout(kept: Kept, plan: BinPlan, bins: int, filled: np.ndarray | None = None) -> BinLayout:
-    """The maps of one rung of the ladder; `bins` must be at least `plan.used`."""
+    """The maps of one rung of the ladder; `bins` must be at least `plan.used`. Raises ValueError as `stream_layout`."""
+    check_survivors(kept)
+    check_filled(kept, filled)
     cells, total = kept.mask.shape[-1], plan.target.shape[0]  # C, G*C
     target = jnp.where(plan.target < bins * cells, plan.target, bins * cells)  # [G*C]
     places = jnp.full(bins * cells, total, jnp.int32)  # [R*C]

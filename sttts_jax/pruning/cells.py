@@ -71,7 +71,10 @@ class CellGrid:
         return windows.reshape(*lead, self.cells, self.window, width)
 
     def to_patches(self, x: jax.Array) -> jax.Array:
-        """[..., C, W, D] -> [..., N, D]: the inverse of `to_cells`."""
+        """[..., C, W, D] -> [..., N, D]: the inverse of `to_cells`; another C or W is a ValueError."""
+        if x.ndim < 3 or x.shape[-3:-1] != (self.cells, self.window):
+            cells = [self.cells, self.window]
+            raise ValueError(f"a grid of {self.grid} has cells [C, W] = {cells}, but x has shape {x.shape}")
         flat = x.reshape(*x.shape[:-3], self.cells * self.window, x.shape[-1])  # [..., C*W, D]
         return jnp.take(flat, jnp.asarray(self.places), axis=-2)
 

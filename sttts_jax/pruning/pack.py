@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sttts_jax.pruning.select import Kept
 
@@ -68,6 +69,15 @@ def check_survivors(kept: Kept) -> None:
         raise ValueError(
             f"a layout is of a batch of rows, with survivors [B, F, C], but these are {kept.mask.shape}; "
             "select from scores [B, F, C], with B = 1 for a single row"
+        )
+
+
+def check_filled(kept: Kept, filled: np.ndarray | None) -> None:
+    """Raises ValueError where `filled` is not [C, W] of these survivors."""
+    if filled is not None and (filled.ndim != 2 or len(filled) != kept.mask.shape[-1]):
+        raise ValueError(
+            f"filled has shape {filled.shape}, but the survivors are of {kept.mask.shape[-1]} cells a frame; give "
+            "CellGrid.filled of their grid"
         )
 
 

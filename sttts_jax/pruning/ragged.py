@@ -7,7 +7,7 @@ from flax import struct
 
 from sttts_jax.ops.attention.frames import StreamPlan, attend_stream, plan_stream
 from sttts_jax.ops.attention.kernels import STREAM_KERNELS
-from sttts_jax.pruning.pack import check_patches, check_survivors, pack_cells
+from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, pack_cells
 from sttts_jax.pruning.select import Kept
 
 
@@ -42,6 +42,7 @@ def ragged_layout(kept: Kept, window: int, filled: np.ndarray | None = None, *, 
     ValueError for others, and for survivors that no layout holds.
     """
     check_survivors(kept)
+    check_filled(kept, filled)
     if kernels not in STREAM_KERNELS:
         raise ValueError(f"streams take the kernels {' or '.join(STREAM_KERNELS)}, not {kernels!r}; see pruning.layout")
     rows, capacity = kept.ids.shape

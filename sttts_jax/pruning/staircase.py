@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from sttts_jax.ops.attention.frames import attend_frames
-from sttts_jax.pruning.pack import check_patches, check_survivors, pack_cells, take_batch
+from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, pack_cells, take_batch
 from sttts_jax.pruning.select import Kept
 
 SLOT_KERNELS = ("xla", "gpu")
@@ -107,6 +107,7 @@ def stream_layout(kept: Kept, filled: np.ndarray | None = None, classes: int = 4
     ValueError for others, and for survivors that no layout holds.
     """
     check_survivors(kept)
+    check_filled(kept, filled)
     if kernels not in SLOT_KERNELS:
         raise ValueError(f"slots take the kernels {' or '.join(SLOT_KERNELS)}, not {kernels!r}; see pruning.layout")
     frames, cells = kept.mask.shape[-2:]

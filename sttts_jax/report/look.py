@@ -32,7 +32,7 @@ def look(
     in (0, 1), or None for a method without a scorer). Compiles once per number of frames and fraction.
     """
     cfg, count = checkpoint.vlm.vit, len(frames)
-    vit = Vit(cfg, checkpoint.pruned(fraction), checkpoint.dtype)
+    vit = checkpoint.vit(fraction)
     capacity = n_kept(count, vit.prune.removed, cfg.cells)
     with jax.set_mesh(checkpoint.mesh):
         keep, scores = _look(vit, capacity, checkpoint.params["vit"], jnp.asarray(frames), checkpoint.key(seed))

@@ -3,7 +3,8 @@
     check the save that goes on  ->  next batch  ->  step  ->  metrics of the step before  ->  evaluation  ->  save
 
 The data position is saved right after the step that used its last batch, so a resumed run sees every batch once. A step
-is evaluated before it is saved, so that the save knows how good it is, and a resumed run evaluates no step twice.
+is evaluated before it is saved, so that the save knows how good it is, and a resumed run evaluates no step twice. A run
+that is told to stop saves at once: that step is not evaluated.
 """
 
 import contextlib
@@ -137,10 +138,17 @@ class _Loop:
         return metrics
 
     def _ask(self, number: int, evaluate: Evaluate) -> dict[str, float]:
-        """The metrics of the model after update `number`, which are written behind those of the update."""
+        """The metrics of the model after update `number`, which are written behind those of the update.
+
+        Questions that cannot be asked end the run; its state is saved first.
+        """
         self.report_held(end=False)
-        with self._clock.measure("eval"), self._watchdog.paused("evaluation"):
-            results = evaluate(self._run, number, self.state.params)
+        try:
+            with self._clock.measure("eval"), self._watchdog.paused("evaluation"):
+                results = evaluate(self._run, number, self.state.params)
+        except ValueError:
+            self.save(number, None)
+            raise
         self._writer.write(number, results)
         return results
 

@@ -10,6 +10,7 @@ from sttts_jax.ckpt.restore import read_meta
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.compile_cache import use_compile_cache
 from sttts_jax.paths import PathLike
+from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.loop import train
 from sttts_jax.train.run import Evaluate, Evaluator, first_state, prepare
@@ -28,6 +29,7 @@ def main(
     Everything that can be checked without a device is checked before one is touched: raises ValueError with one
     sentence.
     """
+    set_tpu_flags()
     checked, raw, place = RunConfig.build(config), config.to_dict(), Workdir(workdir)
     _check_same_run(place, raw)
     evaluate = _evaluate(checked, evaluator)

@@ -1,8 +1,12 @@
 """`sttts-jax score`: the mask of the whole model, for any video file, as a page or as arrays."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,9 +20,13 @@ from sttts_jax.evals.masks import unpack_mask
 from sttts_jax.evals.questions import Questions, task_source
 from sttts_jax.evals.tasks import find_task
 from sttts_jax.infer.checkpoint import Checkpoint
+from sttts_jax.models.lora import LoraConfig
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.report.look import _look, look
+from sttts_jax.train.config import LORA_TARGETS
+from sttts_jax.train.state import init_params
+from sttts_jax.trees import map_named, named_leaves
 from tests.shared_files import VIDEOS, needs_data
 
 GRID = preset("tiny").vit.cell_grid.shape
@@ -72,10 +80,27 @@ def test_page(runs: dict[str, Path], video: Path, tmp_path: Path, capsys: pytest
     assert f"4 frames, {n_kept(4, '0.5', CELLS)} of {4 * CELLS} cells kept" in capsys.readouterr().out
 
 
+def _with_lora(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with factors of LoRA in all its projections, none of them zero."""
+    vlm = dataclasses.replace(checkpoint.vlm, lora=LoraConfig(2, 64.0, LORA_TARGETS))
+    adapted = dataclasses.replace(checkpoint, vlm=vlm)
+    shape = adapted.data.row_shape
+    boxed = jax.eval_shape(lambda: init_params(adapted.model(shape), shape, jax.random.key(0)))
+    rng, old = np.random.default_rng(0), named_leaves(checkpoint.params)
+
+    def leaf(name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+        return old[name] if name in old else jnp.asarray(rng.normal(size=like.shape), like.dtype)
+
+    params = map_named(leaf, nn.unbox(boxed))
+    return dataclasses.replace(adapted, load=lambda mesh: params)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
-    checkpoints: dict[str, Checkpoint], video: Path, tmp_path: Path
+    checkpoints: dict[str, Checkpoint], video: Path, tmp_path: Path, lora: bool
 ) -> None:
-    checkpoint, file = checkpoints["scorer"], tmp_path / "own.jsonl"
+    plain, file = checkpoints["scorer"], tmp_path / "own.jsonl"
+    checkpoint = _with_lora(plain) if lora else plain
     file.write_text(json.dumps({"video": video.name, "messages": [{"question": "What?", "answer": "noise"}]}))
     task = find_task(f"jsonl:{file}")
     questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
@@ -84,6 +109,7 @@ def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
     keep, scores = look(checkpoint, frames, "0.5")
     assert np.array_equal(keep, unpack_mask(answer["mask"], keep.shape))
     assert scores is not None
+    assert lora != np.array_equal(keep, look(plain, frames, "0.5")[0])  # the factors change what is kept
 
 
 def test_videos_of_one_length_share_a_program(checkpoints: dict[str, Checkpoint]) -> None:
