@@ -122,7 +122,7 @@ def compare(path: str) -> Iterator[Row]:
         yield error(f"hidden_{after}", gold.grid.to_patches(out.scored)[0])
     if f"hidden_{after + 1}" in want:
         soft = gold.model(feature=after + 1, method="soft_only")
-        yield error(f"hidden_{after + 1}", gold.hidden(gold.apply(soft)))
+        yield error(f"hidden_{after + 1}", gold.hidden(jax.jit(lambda params: gold.apply(soft, params))(gold.params)))
 
     refill = gold.model(packing="bins", refill=True)
     yield error("hidden_last_reference", gold.hidden(jax.jit(lambda params: gold.apply(refill, params))(gold.params)))
