@@ -31,7 +31,6 @@ from sttts_jax.data.reader import Reader, read_video
 from sttts_jax.data.record import RecordError
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
-from sttts_jax.data.video import VideoError
 from sttts_jax.paths import PathLike, write_json
 from sttts_jax.pruning.budget import n_drop, row_capacity
 
@@ -263,7 +262,7 @@ def _stage_seconds(plan: LoadingPlan, source: Records, tokenizer: Tokenizer, num
         index = (number * plan.records + i) % len(source)
         try:
             items.append(_item(plan.config, source, index, tokenizer, spent))
-        except (RecordError, VideoError) as error:
+        except RecordError as error:
             last = error
     if not items:
         raise ValueError(f"none of {plan.records} records can be used; the last one: {last}")

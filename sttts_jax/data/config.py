@@ -15,7 +15,7 @@ class Source:
     """A dataset and how often it is drawn from.
 
     name      "shapes_video_qa", with "/300-100-100" for a build of other sizes, or "jsonl:PATH"
-    split     "train", "validation", "test", or a part such as "train[:50%]"
+    split     "train", "validation", "test", or a part such as "train[:50%]"; a jsonl file is "train"
     """
 
     name: str

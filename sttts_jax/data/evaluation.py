@@ -17,12 +17,12 @@ from sttts_jax.data.crops import EVALUATION_CROPS
 from sttts_jax.data.packing import Item, fill_row, lengths, stack
 from sttts_jax.data.prompt import build_prefix, build_question, target_text
 from sttts_jax.data.reader import LOG, join_pictures, read_images, read_video
-from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.record import Message, Record, RecordError, naming
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape
 from sttts_jax.data.sources.registry import Records
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.data.video import Video, VideoError
+from sttts_jax.data.video import Video
 
 
 class Asked(NamedTuple):
@@ -135,13 +135,13 @@ class _RowBuilder:
         try:
             if group:
                 arrays, times = self._prefix(self.records[group[0].record])
-        except (RecordError, VideoError) as error:
+        except RecordError as error:
             broken = error
         for place, asked in enumerate(group):
             try:
                 ids, facts = self._question(asked, broken)
-            except (RecordError, VideoError) as error:
-                LOG.warning("question %d of record %d cannot be asked: %s", asked.message, asked.record, error)
+            except RecordError as error:
+                LOG.warning("question %d of %s", asked.message, error)
                 meta.append({**asked._asdict(), "error": str(error), "unfit": isinstance(error, _Unfit)})
                 continue
             tokens[place, : len(ids)], used[place] = ids, len(ids)
@@ -149,7 +149,11 @@ class _RowBuilder:
         return _Row(arrays, tokens, used, meta)
 
     def _prefix(self, record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The arrays of a row and the times of its frames."""
+        """The arrays of a row and the times of its frames. What is wrong with them is said with the record's name."""
+        with naming(record.name):
+            return self._seen(record)
+
+    def _seen(self, record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
         images = read_images(record, self.shape, EVALUATION_CROPS)
         pictures, times = [image.crops for image in images], np.zeros(0)
         if record.video is not None:
@@ -173,7 +177,10 @@ class _RowBuilder:
         if broken is not None:
             raise broken
         record = self.records[place.record]
-        asked = record.messages[place.message]
+        with naming(record.name):
+            return self._asked(record, record.messages[place.message])
+
+    def _asked(self, record: Record, asked: Message) -> tuple[np.ndarray, dict[str, Any]]:
         ids = build_question(self.tokenizer, asked)
         if len(ids) > self.questions.longest:
             raise RecordError(f"takes {len(ids)} tokens and a question has {self.questions.longest}; shorten it")

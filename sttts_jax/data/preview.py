@@ -9,19 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sttts_jax.data.prompt import target_text, user_text
-from sttts_jax.data.reader import read_video
-from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.crops import read_image
+from sttts_jax.data.prompt import near_subtitles, subtitle_text, turns, without_reserved
+from sttts_jax.data.reader import image_name, read_video
+from sttts_jax.data.record import Message, Record, RecordError, naming
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.sources.registry import Records
-from sttts_jax.data.video import Video, VideoError
+from sttts_jax.data.styles import shows_options
+from sttts_jax.data.video import Video
 
 
 @dataclass(frozen=True)
 class Preview:
     """One record.
 
-    text     its number, name, video and messages, a line each; of a record that cannot be used, the cause
+    text     its number, name, images, clip, subtitles and messages, a line each; of a record that cannot be used, the
+             cause
     frames   uint8 [F, h, w, 3] as they are stored; None without a video
     usable   whether a training could take it
     """
@@ -36,24 +39,55 @@ def preview(records: Records, indices: Iterable[int], sampling: FrameSampling) -
     for index in indices:
         try:
             yield _preview(records[index], index, sampling)
-        except (RecordError, VideoError) as error:
+        except RecordError as error:
             yield Preview(f"[{index}] cannot be used: {error}", None, usable=False)
 
 
 def _preview(record: Record, index: int, sampling: FrameSampling) -> Preview:
-    video = None if record.video is None else read_video(record, sampling, size=None)
-    lines = [f"[{index}] {record.id}", *_video_lines(video), *_message_lines(record)]
-    return Preview("\n".join(lines), None if video is None else video.frames, usable=True)
+    with naming(record.name):
+        images = list(_image_lines(record))
+        video = None if record.video is None else read_video(record, sampling, size=None)
+        lines = [*images, *_video_lines(record, video), *_subtitle_lines(record, video)]
+        lines += [line for message in record.messages for line in _message_lines(message)]
+    text = "\n    ".join([f"[{index}] {record.id}", *lines])
+    return Preview(text, None if video is None else video.frames, usable=True)
 
 
-def _video_lines(video: Video | None) -> Iterator[str]:
+def _image_lines(record: Record) -> Iterator[str]:
+    for number, image in enumerate(record.images, 1):
+        height, width, _ = read_image(image, image_name(record, number)).shape
+        yield f"image {number}: {width} x {height}"
+
+
+def _video_lines(record: Record, video: Video | None) -> Iterator[str]:
     if video is not None:
         frames, height, width, _ = video.frames.shape
         times = " ".join(f"{t:.1f}" for t in video.times)
-        yield f"    {video.duration:.2f} s, {width} x {height}, {frames} frames at {times} s"
+        clip = "" if record.start is None and record.end is None else f" from {record.start or 0.0:g} s on"
+        yield f"{video.duration:.2f} s{clip}, {width} x {height}, {frames} frames at {times} s"
 
 
-def _message_lines(record: Record) -> Iterator[str]:
-    for message in record.messages:
-        asked = user_text(message).replace("\n", " | ")
-        yield f"    {message.family or message.style}: {asked}  ->  {target_text(message)}"
+def _subtitle_lines(record: Record, video: Video | None) -> Iterator[str]:
+    """As the model reads them, and how many lines it does not read because no sampled frame is near."""
+    if not record.subtitles:
+        return
+    times, lines = np.zeros(0) if video is None else video.times, record.subtitles
+    left_out = 0 if isinstance(lines, str) else len(lines) - len(near_subtitles(lines, times))
+    header, *said = without_reserved(subtitle_text(lines, times)).rstrip("\n").split("\n")
+    yield header + (f", less {left_out} lines that no frame is near" if left_out else "")
+    yield from (f"  {line}" for line in said)
+
+
+def _message_lines(message: Message) -> Iterator[str]:
+    """Every turn; in brackets what the model does not read."""
+    (asked, answer), *later = [tuple(map(_one_line, turn)) for turn in turns(message)]
+    notes = [f"weight {message.weight:g}"] if message.weight is not None else []
+    if message.options and not shows_options(message.style):
+        notes.append(f"scored against {', '.join(message.options)}")
+    yield f"{message.family or message.style}: {asked}  ->  {answer}" + (f"  [{'; '.join(notes)}]" if notes else "")
+    for asked, answer in later:
+        yield f"  then: {asked}  ->  {answer}"
+
+
+def _one_line(text: str) -> str:
+    return without_reserved(text).replace("\n", " | ")

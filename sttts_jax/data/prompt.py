@@ -18,6 +18,7 @@ Numbers, timestamps, subtitles, each question and each answer are encoded one by
 borders.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import NamedTuple
@@ -25,47 +26,11 @@ from typing import NamedTuple
 import numpy as np
 
 from sttts_jax.data.crops import ImageCrops
-from sttts_jax.data.record import Message, RecordError
+from sttts_jax.data.record import Line, Message, RecordError
 from sttts_jax.data.schema import POOL, PREFIX_SEGMENT, Example
-from sttts_jax.data.tokenizer import Tokenizer
+from sttts_jax.data.styles import PREFIX_FREE_STYLES, shows_options, training_style
+from sttts_jax.data.tokenizer import RESERVED, Tokenizer
 
-MULTIPLE_CHOICE_STYLES = frozenset(
-    {
-        *("video_multiple_choice", "video_multiple_choice_w_subtitle"),
-        *("video_multiple_choice_count_without_pointing", "video_multiple_choice_multiple_correct"),
-        *("a_okvqa_mc", "ai2_diagram_no_letter", "ai2_diagram", "science_qa"),
-        *("multi_image_mc", "multi_image_mc_exp", "mantis_instruct_mc", "eval_multi_image_mc"),
-    }
-)
-PREFIX_FREE_STYLES = MULTIPLE_CHOICE_STYLES | {
-    *(
-        "user_qa",
-        "correction_qa",
-        "text_sft",
-        "long_caption",
-        "short_caption",
-        "video_long_caption",
-        "video_short_caption",
-    ),
-    *("video_transcript", "video_clip_caption_start_end", "video_clip_caption_start_end_in_seconds"),
-    *("video_clip_transcript_start_end", "video_clip_transcript_start_end_in_seconds"),
-    *("video_frame_caption_timestamp", "video_frame_caption_timestamp_in_seconds"),
-    *("pointing", "point_count", "cosyn_point", "video_point", "video_point_count", "video_count", "video_count_point"),
-    *("multi_image_pointing", "multi_image_counting", "multi_image_point_then_count", "multi_image_count_then_point"),
-    *(
-        "video_point_track_per_frame",
-        "video_point_track_start_end",
-        "video_point_track_all_frames",
-        "video_single_point_track_start_end",
-    ),
-}
-EVALUATION_STYLES = {
-    "video_eval_multiple_choice": "video_multiple_choice",
-    "video_eval_multiple_choice_w_subtitle": "video_multiple_choice_w_subtitle",
-    "video_eval_short_answer": "video_short_answer",
-    "eval_short_answer": "vqa2",
-    "eval_multiple_choice": "a_okvqa_mc",
-}
 SUBTITLE_REACH = 1.0  # a subtitle is kept when a sampled frame lies this close to it, seconds
 
 
@@ -75,7 +40,7 @@ def build_example(
     messages: Sequence[Message],
     *,
     cells: int,
-    subtitles: str | Sequence[tuple[float, float, str]] = (),
+    subtitles: str | Sequence[Line] = (),
     limit: int | None = None,
     images: Sequence[ImageCrops] = (),
 ) -> Example:
@@ -115,7 +80,7 @@ def build_prefix(
     times: Sequence[float] | np.ndarray,
     *,
     cells: int,
-    subtitles: str | Sequence[tuple[float, float, str]] = (),
+    subtitles: str | Sequence[Line] = (),
     images: Sequence[ImageCrops] = (),
 ) -> Example:
     """What prompts about a video or images have in common: all that stands before the question, every vision token with
@@ -130,7 +95,7 @@ def build_question(tokenizer: Tokenizer, message: Message) -> np.ndarray:
     """What a question adds to its prefix, int32 [n], up to "assistant\\n": each turn is encoded by itself. Follow-up
     turns are not asked.
     """
-    return np.asarray(tokenizer.encode(_user_turn(tokenizer, user_text(message), first=True)), np.int32)
+    return np.asarray(tokenizer.encode(_user_turn(user_text(message), first=True)), np.int32)
 
 
 def token_weight(loss_tokens: int, messages: int, weight: float | None = None) -> float:
@@ -146,21 +111,28 @@ def token_weight(loss_tokens: int, messages: int, weight: float | None = None) -
 
 def user_text(message: Message) -> str:
     """The question as the model reads it: style prefix, and the lettered options of a multiple-choice question."""
-    style = EVALUATION_STYLES.get(message.style, message.style)
-    question = message.question
-    if style in MULTIPLE_CHOICE_STYLES and message.options:
+    style, question = training_style(message.style), message.question
+    if shows_options(style) and message.options:
         question = multiple_choice(question, message.options)
     return question if style in PREFIX_FREE_STYLES else f"{style}: {question}"
 
 
 def target_text(message: Message) -> str:
-    """The answer as the model is to say it: "B. text" for multiple choice."""
-    style = EVALUATION_STYLES.get(message.style, message.style)
-    if style not in MULTIPLE_CHOICE_STYLES or not message.options:
+    """The answer as the model is to say it: "B. text" for multiple choice, where texts that the tokenizer makes the
+    same, by their Unicode form, are the same option.
+    """
+    if not shows_options(message.style) or not message.options:
         return message.answer
-    if message.answer not in message.options:
+    options = [unicodedata.normalize("NFC", option) for option in message.options]
+    answer = unicodedata.normalize("NFC", message.answer)
+    if answer not in options:
         raise RecordError(f"the answer {message.answer!r} is none of the options {list(message.options)}")
-    return option_lines(message.options)[message.options.index(message.answer)]
+    return option_lines(message.options)[options.index(answer)]
+
+
+def turns(message: Message) -> list[tuple[str, str]]:
+    """(what the model reads, what it is to say) of every turn of a conversation."""
+    return [(user_text(message), target_text(message)), *message.follow_ups]
 
 
 def multiple_choice(question: str, options: Sequence[str]) -> str:
@@ -173,15 +145,20 @@ def option_lines(options: Sequence[str]) -> list[str]:
     return [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
 
 
-def subtitle_text(subtitles: str | Sequence[tuple[float, float, str]], times: Sequence[float] | np.ndarray) -> str:
+def subtitle_text(subtitles: str | Sequence[Line], times: Sequence[float] | np.ndarray) -> str:
     """Header and the lines that a sampled frame comes within a second of; a plain string follows the header
     unchanged.
     """
     if isinstance(subtitles, str):
         return f"subtitle\n{subtitles}" if subtitles else ""
-    at = np.asarray(times, float)
-    near = [s for s in subtitles if ((at + SUBTITLE_REACH >= s[0]) & (at - SUBTITLE_REACH <= s[1])).any()]
+    near = near_subtitles(subtitles, times)
     return "subtitle\n" + "".join(f"{a:.1f} - {b:.1f} {text}\n" for a, b, text in near) if subtitles else ""
+
+
+def near_subtitles(lines: Sequence[Line], times: Sequence[float] | np.ndarray) -> list[Line]:
+    """The lines that a sampled frame comes within a second of."""
+    at = np.asarray(times, float)
+    return [s for s in lines if ((at + SUBTITLE_REACH >= s[0]) & (at - SUBTITLE_REACH <= s[1])).any()]
 
 
 class _Prefix(NamedTuple):
@@ -197,7 +174,7 @@ def _prefix(
     tokenizer: Tokenizer,
     times: Sequence[float] | np.ndarray,
     cells: int,
-    subtitles: str | Sequence[tuple[float, float, str]],
+    subtitles: str | Sequence[Line],
     images: Sequence[ImageCrops],
 ) -> _Prefix:
     ids, where = [tokenizer.bos], [-1]
@@ -218,7 +195,7 @@ def _prefix(
         ids += [*stamp, tokenizer.ids["<frame_start>"], *patch, tokenizer.ids["<frame_end>"]]
         where += [-1] * (len(stamp) + 1) + list(range((crops + f) * cells, (crops + f + 1) * cells)) + [-1]
     text = subtitle_text(subtitles, times)
-    tail = tokenizer.encode(_checked(tokenizer, text)) if text else []
+    tail = tokenizer.encode(without_reserved(text)) if text else []
     return _Prefix(ids + tail, where + [-1] * len(tail), len(times), images)
 
 
@@ -245,12 +222,12 @@ def _branch(tokenizer: Tokenizer, message: Message) -> tuple[np.ndarray, np.ndar
     """Ids of a conversation without its final EOS, and which of them the model has to say. int32 [n], bool [n]."""
     ids: list[int] = []
     loss: list[bool] = []
-    for i, (user, answer) in enumerate([(user_text(message), target_text(message)), *message.follow_ups]):
+    for i, (user, answer) in enumerate(turns(message)):
         if i:
             ids.append(tokenizer.eos)
             loss.append(True)
-        asked = tokenizer.encode(_user_turn(tokenizer, user, first=i == 0))
-        said = tokenizer.encode(_checked(tokenizer, answer))
+        asked = tokenizer.encode(_user_turn(user, first=i == 0))
+        said = tokenizer.encode(without_reserved(answer))
         if not said:
             raise RecordError(f"the answer to {user!r} is empty")
         ids += asked + said
@@ -258,14 +235,15 @@ def _branch(tokenizer: Tokenizer, message: Message) -> tuple[np.ndarray, np.ndar
     return np.asarray(ids, np.int32), np.asarray(loss, bool)
 
 
-def _user_turn(tokenizer: Tokenizer, text: str, first: bool) -> str:
+def _user_turn(text: str, first: bool) -> str:
     # From the second turn on Molmo2's training text closes the assistant's turn once more, after its EOS.
     closing = "" if first else "<|im_end|>\n"
-    return f"{closing}<|im_start|>user\n{_checked(tokenizer, text)}<|im_end|>\n<|im_start|>assistant\n"
+    return f"{closing}<|im_start|>user\n{without_reserved(text)}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def _checked(tokenizer: Tokenizer, text: str) -> str:
-    for token in tokenizer.reserved:
+def without_reserved(text: str) -> str:
+    """`text`. Raises RecordError where it contains what only this module may write."""
+    for token in RESERVED:
         if token in text:
             raise RecordError(f"the text {text[:60]!r} contains the reserved token {token}; remove it")
     return text

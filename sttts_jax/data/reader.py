@@ -10,15 +10,16 @@ from sttts_jax.data.config import DataConfig
 from sttts_jax.data.crops import ImageCrops, crop_image, read_image
 from sttts_jax.data.packing import NO_IMAGES, Item, lengths
 from sttts_jax.data.prompt import build_example
-from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.record import Record, RecordError, naming
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape
 from sttts_jax.data.sources.registry import Records
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.data.video import Video, VideoError, decode
+from sttts_jax.data.video import Video, decode
 from sttts_jax.pruning.budget import n_drop
 
 LOG = logging.getLogger("sttts_jax.data")
+MOST_SAID = 600  # characters about a bad record
 LEAST_SEEN = 20  # records to see before the share of bad ones can stop a run
 CACHE_BYTES = 8 * 2**30
 
@@ -58,20 +59,22 @@ class BadRecords:
         self.allowed_share = allowed_share
         self.seen = 0
         self.bad = 0
-        self.named: dict[str, str] = {}  # name -> cause
+        self.named: dict[tuple[int, int], str] = {}  # (source, index) -> cause
         self._lock = threading.Lock()
 
     def good(self) -> None:
         with self._lock:
             self.seen += 1
 
-    def add(self, name: str, cause: str) -> None:
+    def add(self, key: tuple[int, int], cause: str) -> None:
+        """`cause` begins with the record's name."""
+        cause = cause if len(cause) <= MOST_SAID else f"{cause[: MOST_SAID // 2]} .. {cause[-MOST_SAID // 2 :]}"
         with self._lock:
             self.seen += 1
             self.bad += 1
-            if name not in self.named:
-                LOG.warning("bad record %s skipped: %s", name, cause)
-            self.named[name] = cause
+            if key not in self.named:
+                LOG.warning("bad record skipped: %s", cause)
+            self.named[key] = cause
             if self.seen >= LEAST_SEEN and self.bad > self.allowed_share * self.seen:
                 raise TooManyBadRecords(
                     f"{self.bad} of {self.seen} records are unusable, more than bad_share={self.allowed_share:g}; "
@@ -98,22 +101,26 @@ class Reader:
         source, index, number = draw
         try:
             item = self._item(source, index, np.random.default_rng(number))
-        except (RecordError, VideoError) as error:
-            self.bad.add(f"{self._config.sources[source].name}[{index}]", str(error))
+        except RecordError as error:
+            self.bad.add((source, index), str(error))
             return None
         self.bad.good()
         return item
 
     def _item(self, source: int, index: int, rng: np.random.Generator) -> Item:
         record = self._sources[source][index]
+        with naming(record.name):
+            return self._example(record, (source, index), rng)
+
+    def _example(self, record: Record, key: tuple[int, int], rng: np.random.Generator) -> Item:
         images = read_images(record, self._shape, self._config.max_crops)
         video = None
         if record.video is not None:
-            video = self._cache.get((source, index)) if self._cache else None
+            video = self._cache.get(key) if self._cache else None
             if video is None:
                 video = read_video(record, self._config.frame_sampling, self._shape.size)
             if self._cache:
-                self._cache.put((source, index), video)
+                self._cache.put(key, video)
         order = rng.permutation(len(record.messages))[: self._config.max_messages or None]
         example = build_example(
             self._tokenizer,
@@ -136,7 +143,7 @@ class Reader:
 def read_video(record: Record, sampling: FrameSampling, size: tuple[int, int] | None) -> Video:
     """The sampled frames of a record, resized to `size`, or as they are stored. Raises VideoError with its name."""
     assert record.video is not None
-    name = record.id if isinstance(record.video, bytes) else None
+    name = record.name if isinstance(record.video, bytes) else None
     return decode(record.video, sampling, size=size, start=record.start, end=record.end, name=name)
 
 
@@ -145,12 +152,17 @@ def read_images(record: Record, shape: RowShape, max_crops: int) -> list[ImageCr
     hold no images.
     """
     if record.images and not shape.windows:
-        raise RecordError(f"{record.id}: {NO_IMAGES}")
+        raise RecordError(f"{record.name}: {NO_IMAGES}")
     images = []
     for number, image in enumerate(record.images, 1):
-        name = f"{record.id}, image {number}" if isinstance(image, bytes) else None
-        images.append(crop_image(read_image(image, name), shape.size, shape.grid, max_crops))
+        pixels = read_image(image, image_name(record, number))
+        images.append(crop_image(pixels, shape.size, shape.grid, max_crops))
     return images
+
+
+def image_name(record: Record, number: int) -> str | None:
+    """What errors call image `number`, from 1; None for one that has a path."""
+    return f"{record.name}, image {number}" if isinstance(record.images[number - 1], bytes) else None
 
 
 def join_pictures(pictures: Sequence[np.ndarray], shape: RowShape) -> np.ndarray:

@@ -14,10 +14,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sttts_jax.data.record import RecordError
+from sttts_jax.data.record import Line, RecordError
 
 SUFFIXES = (".srt", ".vtt")
-Line = tuple[float, float, str]  # start and end in seconds, text
 
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,6}))?"
 _ARROW = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")

@@ -24,6 +24,7 @@ ADDED_TOKENS = (
     *("<frame_start>", "<frame_end>", "<|video|>"),
     *("<|points|>", "<|token_index|>", "<|vit_index|>", "<|vit_loc|>"),  # MolmoPoint's, unused here
 )
+RESERVED = (*CHAT_TOKENS, *ADDED_TOKENS)  # strings that no text of a user may contain
 USED = 10  # of them by Molmo2; the first so many are in every Molmo2 tokenizer
 VISION_TOKENS = (
     "<im_patch>",
@@ -94,11 +95,6 @@ class Tokenizer:
     def vision_ids(self) -> frozenset[int]:
         """Tokens that see each other in both directions."""
         return frozenset(self.ids[t] for t in VISION_TOKENS)
-
-    @cached_property
-    def reserved(self) -> tuple[str, ...]:
-        """Strings that no text of a user may contain."""
-        return (*CHAT_TOKENS, *ADDED_TOKENS)
 
     def encode(self, text: str) -> list[int]:
         """No BOS or EOS is added; the chat tokens are recognised."""

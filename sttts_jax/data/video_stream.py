@@ -18,13 +18,14 @@ import av
 import numpy as np
 
 from sttts_jax.data.files import existing_file
+from sttts_jax.data.record import RecordError
 
 MISSING_SHARE = 0.1  # a file whose packets end this share, and this many seconds,
 MISSING_SECONDS = 1.0  # before its header says is cut short
 WITHOUT_DISPLAY_TIMES = {"avi"}
 
 
-class VideoError(ValueError):
+class VideoError(RecordError):
     """A file that cannot be used as a video: one sentence, the file's name first."""
 
 

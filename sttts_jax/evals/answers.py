@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from sttts_jax.data.prompt import EVALUATION_STYLES, MULTIPLE_CHOICE_STYLES
+from sttts_jax.data.styles import shows_options
 
 # "B", "b.", "(B)", "B) text", "B: text"; not "A ball", which may well be an option's text.
 _LETTER = re.compile(r"\s*\(?([A-Za-z])(?:\s*$|[.):])")
@@ -46,6 +46,5 @@ def judge_short_answer(prediction: str, meta: Mapping[str, Any]) -> bool | None:
 
 def judge_by_style(prediction: str, meta: Mapping[str, Any]) -> bool | None:
     """The rule that belongs to how the question was asked: multiple choice with options, else a short answer."""
-    style = EVALUATION_STYLES.get(meta["style"], meta["style"])
-    choice = style in MULTIPLE_CHOICE_STYLES and meta["options"]
+    choice = shows_options(meta["style"]) and meta["options"]
     return (judge_multiple_choice if choice else judge_short_answer)(prediction, meta)

@@ -16,7 +16,7 @@ from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape, round_up
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.data.video import VideoError, probe
+from sttts_jax.data.video import probe
 from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Setting
 
@@ -165,7 +165,7 @@ class Questions:
         if key not in clips:
             try:
                 clips[key] = _Clip(_duration(record), record.subtitles, [])
-            except VideoError:
+            except RecordError:
                 clips[key] = _Clip(None, (), [])
         return clips[key]
 
@@ -180,7 +180,7 @@ def task_source(task: Task, data: DataConfig, data_dir: str | None = None) -> So
 def _duration(record: Record) -> float | None:
     if record.video is None:
         return None
-    whole = probe(record.video, record.id if isinstance(record.video, bytes) else None).duration
+    whole = probe(record.video, record.name if isinstance(record.video, bytes) else None).duration
     return max(min(whole, whole if record.end is None else record.end) - (record.start or 0.0), 0.0)
 
 

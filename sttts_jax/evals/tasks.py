@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +41,14 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """NAME, NAME:SPLIT for another split than the usual one, or jsonl:PATH. Raises ValueError that lists them."""
+    """NAME, NAME:SPLIT for another split than the usual one, jsonl:PATH, or jsonl:PATH:train[90%:] for a part of it.
+
+    Raises ValueError that lists them.
+    """
     base, _, rest = name.partition(":")
-    if base == "jsonl" and rest:  # your own questions about your own videos, as `data.sources.jsonl` reads them
-        return Task(name, name, "", max_new_tokens=32, judge=judge_by_style)
+    own = re.fullmatch(r"(jsonl:.+?)(?::(train(?:\[.*)?))?", name, re.DOTALL)
+    if own:  # your own questions about your own videos, as `data.sources.jsonl` reads them
+        return Task(name, own[1], own[2] or "", max_new_tokens=32, judge=judge_by_style)
     if base not in TASKS:
         near = difflib.get_close_matches(base, TASKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(TASKS)} and jsonl:PATH"

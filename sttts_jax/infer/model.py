@@ -19,7 +19,8 @@ import numpy as np
 
 from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops, crop_image, read_image
 from sttts_jax.data.prompt import build_prefix
-from sttts_jax.data.subtitles import Line, cut_subtitles, read_subtitles
+from sttts_jax.data.record import Line, check_lines
+from sttts_jax.data.subtitles import cut_subtitles, read_subtitles
 from sttts_jax.data.video import Video, decode, display_size
 from sttts_jax.infer.checkpoint import Checkpoint, Setting, canonical_fraction
 from sttts_jax.infer.engine import Engine
@@ -63,7 +64,7 @@ class Model:
         """
         checkpoint, data = self.checkpoint, self.checkpoint.data
         setting = self._setting(pruned_fraction, max_frames, max_fps)
-        lines = read_subtitles(subtitles) if isinstance(subtitles, str | Path) else subtitles
+        lines = read_subtitles(subtitles) if isinstance(subtitles, str | Path) else check_lines(subtitles)
         crops = [self._crops(image, max_crops) for image in images]
         pictures, times, show = [image.crops for image in crops], np.zeros(0), None
         name = name or (Path(video).name if isinstance(video, str | Path) else "video" if video else "images")

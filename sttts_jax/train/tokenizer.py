@@ -1,12 +1,11 @@
 """The tokenizer of a run: it lies in the workdir, so that the run's checkpoints can be read with nothing else."""
 
-import itertools
-
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.config import DataConfig
 from sttts_jax.data.prompt import target_text, user_text
-from sttts_jax.data.sources.registry import open_source
+from sttts_jax.data.record import RecordError
+from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.train.config import RunConfig
 
@@ -38,9 +37,21 @@ def _tokenizer_of(init_from: str) -> str:
 
 def _texts(config: DataConfig) -> list[str]:
     """What the model reads and says of the first records of every source, and the names of the chat's roles."""
-    texts = []
+    texts: list[str] = []
     for records in map(open_source, config.sources):
-        chosen = (records[index] for index in range(min(len(records), TEXT_RECORDS)))
-        for message in itertools.chain.from_iterable(record.messages for record in chosen):
-            texts += ["user\n", user_text(message), "assistant\n", target_text(message), *message.options]
+        for index in range(min(len(records), TEXT_RECORDS)):
+            texts += _record_texts(records, index)
     return texts
+
+
+def _record_texts(records: Records, index: int) -> list[str]:
+    """None of a bad record, which is named when the training comes to it."""
+    try:
+        messages = records[index].messages
+        return [
+            text
+            for message in messages
+            for text in ("user\n", user_text(message), "assistant\n", target_text(message), *message.options)
+        ]
+    except RecordError:
+        return []

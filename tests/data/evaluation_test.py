@@ -150,7 +150,7 @@ def test_images_come_before_the_video(tokenizer: Tokenizer, tmp_path: Path, monk
     errors = [(m.get("error", ""), m.get("unfit")) for m in _facts([batch])]
     assert errors[0] == errors[1] == ("", None)
     assert errors[2][0].endswith("b.png: no such file") and not errors[2][1]
-    assert errors[3][0].startswith("takes 12 crops and a row has 10") and errors[3][1]
+    assert errors[3][0].startswith("many: takes 12 crops and a row has 10") and errors[3][1]
     (batch,) = eval_batches(records[:1], tokenizer, config.evaluation_shape(), ROOM, groups[:1], sampling, rows=1)
     assert _facts([batch])[0]["error"] == "both: has images, for which rows have no room; set crops_per_row above 0"
 

@@ -200,11 +200,11 @@ def test_the_reader_makes_examples_of_images(tokenizer: Tokenizer, tmp_path: Pat
     assert np.array_equal(a.frames, image.crops) and np.array_equal(b.frames[: len(image.crops)], image.crops)
     check_batch(stack([fill_row([a, b], shape)]), shape)
     assert reader((0, 2, 3)) is None
-    assert reader.bad.named == {"set[2]": reader.bad.named["set[2]"]}
-    assert reader.bad.named["set[2]"].startswith("c, image 2: cannot be read as an image")
+    assert list(reader.bad.named) == [(0, 2)]
+    assert reader.bad.named[0, 2].startswith("c, image 2: cannot be read as an image")
     plain = Reader(config, [records], tokenizer)
     assert plain((0, 0, 1)) is None
-    assert plain.bad.named["set[0]"] == "a: has images, for which rows have no room; set crops_per_row above 0"
+    assert plain.bad.named[0, 0] == "a: has images, for which rows have no room; set crops_per_row above 0"
 
 
 def test_settings_of_images() -> None:

@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 
 from sttts_jax.data.packing import Item, fill_row
-from sttts_jax.data.prompt import (
-    MULTIPLE_CHOICE_STYLES,
-    PREFIX_FREE_STYLES,
-    build_example,
-    subtitle_text,
-    user_text,
-)
+from sttts_jax.data.prompt import build_example, subtitle_text, user_text
 from sttts_jax.data.record import Message
 from sttts_jax.data.schema import EXAMPLE_STRIDE, PREFIX_SEGMENT, RowShape
+from sttts_jax.data.styles import MULTIPLE_CHOICE_STYLES, PREFIX_FREE_STYLES
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.ops.attention.row_rule import RowRule, mask_rows
 from tests.data.whole_prompts import build_prompt

@@ -131,7 +131,7 @@ def test_bad_records_are_counted_named_once_and_skipped(
     stats = batches.stats()
     assert stats["bad_records"] >= 4 and 12 < stats["records"] / stats["bad_records"] < 20
     warnings = [r.getMessage() for r in caplog.records]
-    assert len(warnings) == 1 and "[15]" in warnings[0] and warnings[0].endswith("gone.mp4: no such file")
+    assert warnings == [f"bad record skipped: {tmp_path}/set.jsonl:16: {tmp_path}/gone.mp4: no such file"]
 
 
 def test_too_many_bad_records_stop_the_run(config: DataConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:

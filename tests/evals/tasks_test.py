@@ -77,7 +77,14 @@ def test_registry() -> None:
     assert find_task("shapes_video_qa") is TASKS["shapes_video_qa"]
     assert find_task("shapes_video_qa").split == "test"
     assert find_task("shapes_video_qa:train[:50%]").split == "train[:50%]"
-    assert find_task("jsonl:a/b.jsonl").source == "jsonl:a/b.jsonl"
+    for name, source, split in (
+        ("jsonl:a/b.jsonl", "jsonl:a/b.jsonl", ""),
+        ("jsonl:a:b.jsonl:train[90%:]", "jsonl:a:b.jsonl", "train[90%:]"),
+        ("jsonl:b.jsonl:train", "jsonl:b.jsonl", "train"),
+        ("jsonl:a:test", "jsonl:a:test", ""),
+    ):
+        task = find_task(name)
+        assert (task.name, task.source, task.split) == (name, source, split)
 
 
 @pytest.mark.parametrize("name", ["shape_video_qa", "mvbench", "jsonl", "jsonl:", ""])

@@ -5,32 +5,43 @@
      "id": "a", "start": 2.0, "end": 9.5, "subtitles": [[0.0, 1.5, "Hello"]]}
 
 Only `messages` is required; without `video` or `images` (a list of paths) the record is text alone. Paths are relative
-to the file. A message may also have `options` (list of texts), `family`, `follow_ups` (list of [user, assistant]) and
-`weight`; `style` is "user_qa" where it is missing.
+to the file. `subtitles` may also be one text, or the name of a .srt or .vtt file of the whole video. A message may also
+have `options` (list of texts), `family`, `follow_ups` (list of [user, assistant]) and `weight`; `style` is "user_qa"
+where it is missing. A field that is null is missing. What the fields must be is `data.record`'s to say.
 """
 
-import json
-from typing import Any, overload
+import dataclasses
+import hashlib
+import reprlib
+from typing import Any
 
-from etils import epath
-
-from sttts_jax.data.record import Message, Record, RecordError
-from sttts_jax.paths import as_path
+from sttts_jax.data.json_lines import json_lines, parse_object
+from sttts_jax.data.record import Message, Record, RecordError, names_subtitle_file, naming
+from sttts_jax.data.sources.split import SPLIT, split_indices
+from sttts_jax.data.subtitles import cut_subtitles, read_subtitles
+from sttts_jax.paths import as_path, is_local
 
 RECORD_KEYS = {"video", "images", "messages", "id", "start", "end", "subtitles"}
 MESSAGE_KEYS = {"question", "answer", "style", "options", "family", "follow_ups", "weight"}
 
 
 class JsonlSource:
-    """Records by index. Lines are parsed when asked for: a bad line is a bad record, not a bad file."""
+    """Records by index. Lines are parsed when asked for: a bad line is a bad record, not a bad file.
 
-    def __init__(self, path: str):
+    Raises ValueError for a file that is missing, empty or in UTF-16, and for a part that it does not have.
+    """
+
+    def __init__(self, path: str, split: str = SPLIT):
+        """`split` is the whole file or a part of its records, see `split_indices`."""
         self._file = as_path(path)
         if not self._file.is_file():
             raise ValueError(f"{path}: no such file; give jsonl:PATH with one JSON object a line")
-        self._lines = [(i + 1, line) for i, line in enumerate(self._file.read_text().splitlines()) if line.strip()]
-        if not self._lines:
+        data = self._file.read_bytes()
+        lines = json_lines(data, path)
+        if not lines:
             raise ValueError(f"{path}: holds no records; write one JSON object a line")
+        self._lines = [lines[index] for index in split_indices(split, len(lines), path)]
+        self.fingerprint = hashlib.sha256(data).hexdigest()
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -38,75 +49,64 @@ class JsonlSource:
     def __getitem__(self, index: int) -> Record:
         number, line = self._lines[index]
         where = f"{self._file}:{number}"
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise RecordError(f"{where}: is not JSON ({error})") from error
-        _only(fields, RECORD_KEYS, where)
-        if not isinstance(fields.get("messages"), list) or not fields["messages"]:
-            raise RecordError(f"{where}: needs `messages`, a list of objects with `question` and `answer`")
-        return Record(
-            id=str(fields.get("id", where)),
-            video=self._path(fields.get("video")),
-            messages=tuple(_message(m, where) for m in fields["messages"]),
+        fields = parse_object(line, where)
+        with naming(where):
+            _only(fields, RECORD_KEYS)
+            return self._record(fields, where)
+
+    def _record(self, fields: dict[str, Any], where: str) -> Record:
+        messages, images = fields.get("messages"), fields.get("images", ())
+        if not isinstance(messages, list) or not messages:
+            raise RecordError("needs `messages`, a list of objects with `question` and `answer`")
+        if not isinstance(images, list | tuple):
+            raise RecordError("`images` must be a list of paths")
+        name = fields.get("id", "")
+        record = Record(
+            # A whole number is a name as well: tables number their rows.
+            id=str(name) if isinstance(name, int) and not isinstance(name, bool) else name or where,
+            video=self._content(fields.get("video")),
+            messages=tuple(map(_message, messages)),
             start=fields.get("start"),
             end=fields.get("end"),
-            subtitles=_subtitles(fields.get("subtitles", ()), where),
-            images=tuple(self._path(path) for path in _paths(fields.get("images", ()), where)),
+            images=tuple(map(self._content, images)),
+            place=where,
         )
+        return dataclasses.replace(record, subtitles=self._subtitles(fields.get("subtitles", ()), record))
 
-    @overload
-    def _path(self, path: str) -> str | bytes: ...
+    def _subtitles(self, value: Any, record: Record) -> Any:
+        """Of a file the lines of the clip; anything else is the record's to check."""
+        if not isinstance(value, str) or not names_subtitle_file(value):
+            return value
+        return cut_subtitles(read_subtitles(self._file.parent / value), record.start, record.end)
 
-    @overload
-    def _path(self, path: None) -> None: ...
-
-    def _path(self, path: str | None) -> str | bytes | None:
-        if path is None:
-            return None
-        if "://" in path:
-            return as_path(path).read_bytes()
-        return str(path if epath.Path(path).is_absolute() else self._file.parent / path)
-
-
-def _message(fields: Any, where: str) -> Message:
-    _only(fields, MESSAGE_KEYS, where)
-    for key in ("question", "answer"):
-        if not isinstance(fields.get(key), str) or not fields[key].strip():
-            raise RecordError(f"{where}: every message needs the text `{key}`")
-    try:
-        return Message(
-            question=fields["question"],
-            answer=fields["answer"],
-            style=str(fields.get("style", "user_qa")),
-            options=tuple(map(str, fields.get("options", ()))),
-            family=str(fields.get("family", "")),
-            follow_ups=tuple((str(user), str(answer)) for user, answer in fields.get("follow_ups", ())),
-            weight=None if fields.get("weight") is None else float(fields["weight"]),
-        )
-    except (TypeError, ValueError) as error:
-        raise RecordError(f"{where}: a message has a field of the wrong kind ({error})") from error
+    def _content(self, path: Any) -> Any:
+        """A local path as a whole, the bytes of another; what is no path is the record's to check."""
+        if not isinstance(path, str) or not path.strip():
+            return path
+        whole = path if "://" in path else str(self._file.parent / path)
+        if is_local(whole):
+            return whole
+        scheme = whole.partition("://")[0]
+        if scheme != "gs":
+            raise RecordError(f"{path[:200]}: {scheme}:// is not read; download the file and give its path")
+        try:
+            return as_path(whole).read_bytes()
+        except Exception as error:  # whatever the client of the store raises
+            raise RecordError(f"{whole}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
-def _paths(value: Any, where: str) -> list[str]:
-    if not isinstance(value, list | tuple) or not all(isinstance(path, str) and path for path in value):
-        raise RecordError(f"{where}: `images` must be a list of paths")
-    return list(value)
-
-
-def _subtitles(value: Any, where: str) -> str | tuple[tuple[float, float, str], ...]:
-    if isinstance(value, str):
-        return value
-    try:
-        return tuple((float(start), float(end), str(text)) for start, end, text in value)
-    except (TypeError, ValueError) as error:
-        raise RecordError(f"{where}: `subtitles` must be a text or a list of [start, end, text]") from error
-
-
-def _only(fields: Any, known: set[str], where: str) -> None:
+def _message(fields: Any) -> Message:
     if not isinstance(fields, dict):
-        raise RecordError(f"{where}: needs a JSON object, got {type(fields).__name__}")
-    if set(fields) - known:
-        raise RecordError(
-            f"{where}: unknown field {', '.join(sorted(set(fields) - known))}; known are {', '.join(sorted(known))}"
-        )
+        raise RecordError(f"every one of `messages` must be an object, got {reprlib.repr(fields)}")
+    _only(fields, MESSAGE_KEYS)
+    for key in ("question", "answer"):
+        if key not in fields:
+            raise RecordError(f"every message needs the text `{key}`")
+    given: dict[str, Any] = {"style": "user_qa", **fields}
+    return Message(**given)
+
+
+def _only(fields: dict[str, Any], known: set[str]) -> None:
+    unknown = ", ".join(sorted(set(fields) - known))
+    if unknown:
+        raise RecordError(f"unknown field {unknown[:200]}; known are {', '.join(sorted(known))}")

@@ -4,13 +4,14 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any, Protocol
+from typing import Protocol
 
 from absl import logging
 
 from sttts_jax.data.config import Source
-from sttts_jax.data.record import Message, Record
+from sttts_jax.data.record import Record
 from sttts_jax.data.sources.jsonl import JsonlSource
+from sttts_jax.data.sources.tfds_records import TfdsRecords
 
 BUILDERS = {
     "shapes_video_qa": "made-up clips of moving and appearing shapes, six families of questions, balanced answers"
@@ -19,43 +20,18 @@ READERS = {"jsonl": "your own videos, one JSON object a line: jsonl:PATH"}
 
 
 class Records(Protocol):
-    """Random access to records. Reading one may raise RecordError or VideoError: then it is a bad record."""
+    """Random access to records. Reading one may raise RecordError: then it is a bad record."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
 
 
-class TfdsRecords:
-    """A split of a built TFDS dataset with the features of `shapes_tfds`."""
-
-    def __init__(self, directory: str, split: str):
-        import tensorflow_datasets as tfds  # two seconds: only where it is needed
-
-        builder = tfds.builder_from_directory(directory)
-        known = list(builder.info.splits)
-        if split.split("[")[0] not in known:
-            raise ValueError(f"{directory}: has no split {split!r}; its splits are {', '.join(known)}")
-        self._data = builder.as_data_source(split=split)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, index: int) -> Record:
-        fields = self._data[index]
-        qa = fields["qa"]
-        rows = zip(qa["question"], qa["answer"], qa["style"], qa["options"], qa["family"], strict=True)
-        messages = tuple(
-            Message(_text(q), _text(a), _text(s), tuple(map(_text, o)), _text(f)) for q, a, s, o, f in rows
-        )
-        return Record(id=_text(fields["video_id"]), video=fields["video"], messages=messages)
-
-
 def open_source(source: Source) -> Records:
     """Raises ValueError, listing the known names, for an unknown one, and saying what to type for one not built yet."""
     name, _, rest = source.name.partition(":")
     if name == "jsonl":
-        return JsonlSource(rest)
+        return JsonlSource(rest, source.split)
     base, _, config = source.name.partition("/")
     if base not in BUILDERS:
         known = ", ".join([*BUILDERS, *(f"{r}:PATH" for r in READERS)])
@@ -116,7 +92,3 @@ def _versions(folder: str) -> list[str]:
 
 def _folders(path: str) -> list[str]:
     return [entry.name for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

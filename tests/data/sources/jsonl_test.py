@@ -1,5 +1,6 @@
 """Records of a file of one's own: videos, images, text; what is wrong is said with file and line."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,42 @@ def test_a_bad_record_names_its_line(tmp_path: Path, fields: dict[str, Any], sai
     with pytest.raises(RecordError, match=said) as caught:
         source[1]
     assert "own.jsonl" in str(caught.value) and "3" in str(caught.value)
+
+
+def test_null_is_absent_and_other_kinds_are_refused(tmp_path: Path) -> None:
+    absent = {"video": None, "id": None, "start": None, "subtitles": None, "images": None}
+    asked = {**ASK[0], "style": None, "options": None, "family": None, "follow_ups": None, "weight": None}
+    source = _source(tmp_path, {"messages": [asked], **absent}, {"messages": ASK}, {"messages": ASK, "id": 17})
+    first, second, numbered = (source[index] for index in range(3))
+    assert first == dataclasses.replace(second, id=first.id, place=first.place) and first.id.endswith("own.jsonl:1")
+    assert numbered.id == "17"
+    for fields in ({"messages": [{**ASK[0], "question": None}]}, {"messages": [None]}, {"messages": None}, {"id": 1.5}):
+        with pytest.raises(RecordError, match="own.jsonl:1: "):
+            _source(tmp_path, {"messages": ASK, **fields})[0]
+
+
+def test_subtitles_may_be_a_file_of_the_whole_video(tmp_path: Path) -> None:
+    (tmp_path / "talk.srt").write_text(
+        "1\n00:00:01,000 --> 00:00:02,000\none\n\n2\n00:00:03,000 --> 00:00:05,000\ntwo\n"
+    )
+    fields = {"video": "a.mp4", "messages": ASK, "subtitles": "talk.srt"}
+    assert _source(tmp_path, fields)[0].subtitles == ((1.0, 2.0, "one"), (3.0, 5.0, "two"))
+    assert _source(tmp_path, {**fields, "start": 2.5, "end": 4})[0].subtitles == ((0.5, 1.5, "two"),)
+    for name, said in (("gone.vtt", "gone.vtt: no such file"), ("talk.ass", "must be in a file that ends in .srt")):
+        with pytest.raises(RecordError, match=f"own.jsonl:1: .*{said}"):
+            _source(tmp_path, {**fields, "subtitles": name})[0]
+    assert _source(tmp_path, {**fields, "subtitles": "They talk."})[0].subtitles == "They talk."
+
+
+@pytest.mark.parametrize("path", ["https://example.com/a.mp4", "s3://a/b.mp4", "file:///a.mp4"])
+def test_addresses_are_not_read(tmp_path: Path, path: str) -> None:
+    for fields in ({"video": path}, {"images": [path]}):
+        with pytest.raises(RecordError, match="own.jsonl:1: .*:// is not read; download the file"):
+            _source(tmp_path, {"messages": ASK, **fields})[0]
+
+
+def test_a_file_has_parts_and_a_fingerprint(tmp_path: Path) -> None:
+    whole = _source(tmp_path, *({"messages": ASK, "id": f"{n}"} for n in range(10)))
+    part = JsonlSource(str(tmp_path / "own.jsonl"), "train[80%:]")
+    assert [part[index].id for index in range(len(part))] == ["8", "9"] and part[0].place.endswith("own.jsonl:17")
+    assert part.fingerprint == whole.fingerprint != _source(tmp_path, {"messages": ASK}).fingerprint

@@ -82,7 +82,7 @@ def test_jsonl_records(tmp_path: Path) -> None:
     lines = [
         {
             "video": "a.mp4",
-            "messages": [{"question": "Q?", "answer": "b", "options": ["a", "b"]}],
+            "messages": [{"question": "Q?", "answer": "b", "options": ["a", "b"], "style": "video_short_answer"}],
             "start": 1,
             "id": "x",
         },
@@ -94,7 +94,7 @@ def test_jsonl_records(tmp_path: Path) -> None:
     source = registry.open_source(Source(f"jsonl:{file}"))
     assert len(source) == 3
     assert source[0].video == str(tmp_path / "a.mp4") and source[0].id == "x" and source[0].start == 1
-    assert source[0].messages[0].options == ("a", "b") and source[0].messages[0].style == "user_qa"
+    assert source[0].messages[0].options == ("a", "b") and source[1].messages[0].style == "user_qa"
     assert source[1].video is None and source[1].messages[0].follow_ups == (("And?", "c"),)
     assert source[2].video == "/abs/b.mp4" and source[2].subtitles == ((0.0, 1.0, "hi"),)
 
@@ -108,7 +108,10 @@ def test_jsonl_records(tmp_path: Path) -> None:
         ('{"messages": [{"question": "x"}]}', "needs the text `answer`"),
         ('{"messages": [{"question": "x", "answer": "y", "anser": 1}]}', "unknown field anser; known are answer"),
         ('{"messages": [{"question": "x", "answer": "y"}], "subtitles": [1]}', "`subtitles` must be"),
-        ('{"messages": [{"question": "x", "answer": "y", "weight": "much"}]}', "wrong kind"),
+        (
+            '{"messages": [{"question": "x", "answer": "y", "weight": "much"}]}',
+            "`weight` must be a finite number, got 'much'",
+        ),
     ],
 )
 def test_a_bad_line_is_a_bad_record(tmp_path: Path, line: str, message: str) -> None:
