@@ -66,6 +66,32 @@ def test_sloppy_files(tmp_path: Path) -> None:
     assert _read(tmp_path, text) == (*expected, (17.0, 18.0, "1999"))
 
 
+def test_words_behind_an_empty_line_belong_to_the_cue(tmp_path: Path) -> None:
+    text = "1\n00:01 --> 00:02\nfirst\n\nsecond\n9:00 - 17:00\n\nNOTE well\n\n2\n00:03 --> 00:04\n\nlate\n\nthe end\n"
+    assert _read(tmp_path, text) == ((1.0, 2.0, "first second 9:00 - 17:00 NOTE well"), (3.0, 4.0, "late the end"))
+    lone = "00:01 --> 00:02\na\n\nb\n00:03 --> 00:04\nc\n"  # of SubRip a cue has a number and no name
+    assert _read(tmp_path, lone) == ((1.0, 2.0, "a b"), (3.0, 4.0, "c"))
+    web = _read(tmp_path, f"WEBVTT\n\n{lone}\nNOTE not\nsaid\n\nd\n\nSTYLE\n::cue {{}}\n", "a.vtt")
+    assert web == ((1.0, 2.0, "a"), (3.0, 4.0, "c d"))
+    assert _read(tmp_path, "WEBVTT\n\n00:01.000 --> 00:02.000\nNOTE said\n", "a.vtt") == ((1.0, 2.0, "NOTE said"),)
+
+
+def test_a_line_of_a_blank_ends_no_cue(tmp_path: Path) -> None:
+    """As YouTube writes them."""
+    text = (
+        "WEBVTT\nKind: captions\nLanguage: en\n\n00:00:00.080 --> 00:00:02.470 align:start position:0%\n \n"
+        "so<00:00:00.320><c> today</c>\n\n00:00:02.470 --> 00:00:02.480\nso today\n \n\n"
+    )
+    assert [line[2] for line in _read(tmp_path, text, "a.vtt")] == ["so today", "so today"]
+
+
+def test_words_before_the_first_times_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert _read(tmp_path, SRT) and _read(tmp_path, VTT, "a.vtt") and not caplog.records
+    assert len(_read(tmp_path, f"Made by me\n\n{SRT}")) == 2
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == f"{tmp_path}/a.srt: 'Made by me' stands before the first times and is left out"
+
+
 def test_only_known_tags_are_taken_out(tmp_path: Path) -> None:
     (line,) = _read(tmp_path, "00:01 --> 00:02\nx <y and z> w, 1 < 2 <im_patch> <|im_end|> <br/>é\x0cf\n")
     assert line[2] == "x <y and z> w, 1 < 2 <im_patch> <|im_end|> é f"
@@ -86,7 +112,8 @@ def test_a_clip(tmp_path: Path) -> None:
         ("a.srt", "00:01 --> 00:02\né".encode("latin1"), "is not UTF-8 .byte 16.; convert it"),
         ("a.srt", SRT.encode("utf-16"), "is not UTF-8"),
         ("a.srt", b"nothing here\n", "holds no subtitles with times"),
-        ("a.vtt", b"WEBVTT\n\n00:01.000 -> 00:02.000\ntext\n", "holds no subtitles with times"),
+        ("a.vtt", b"WEBVTT\n\n00:01.000 -> 00:02.000\ntext\n", "line 3: the times '00:01.000 -> .* cannot be read"),
+        ("a.vtt", b"WEBVTT\n\nNOTE nothing\n", "holds no subtitles with times"),
         ("a.srt", b"1\n00:00:01;000 --> 00:00:02,000\ntext\n", "line 2: the times '00:00:01;000 --> .* cannot be read"),
         ("a.srt", b"1\n-00:00:01,000 --> 00:00:02,000\ntext\n", "line 2: the times"),
         ("a.srt", b"1\n00:00:03,000 --> 00:00:02,000\ntext\n", "line 2: the subtitle ends before it starts"),
