@@ -32,9 +32,9 @@ _DRESS = re.compile(r"\\(?:boxed|text|textbf|mathrm)\b|[*`${}]|(?<!\w)_+|_+(?!\w
 # "Answer: B", "The correct answer is B", "I would choose option B", "So it's B": words before an answer, one of which
 # has to say that an answer comes.
 _LEAD = re.compile(
-    r"\s*(?:(?:so|therefore|thus|hence|i\s+(?:would\s+)?(?:think|believe|choose|pick|select|say)|that|the|my|your|final"
-    r"|correct|best|right|most|likely|answer|option|choice|letter|it\s+is|it's|is|would\s+be|must\s+be)(?![\w'])"
-    r"[\s,:=-]*)+",
+    r"\s*(?:(?:so|therefore|thus|hence|that|it\s+is|it's|i\s+(?:would\s+)?(?:think|believe|choose|pick|select|say))(?![\w'])"
+    r"[\s,:]*|(?:(?:the|my|your|final|correct|best|right|most\s+likely)\s+)*(?:answer|option|choice|letter)(?![\w'])"
+    r"(?:\s+(?:is|would\s+be|must\s+be)(?![\w']))?[\s,:=-]*)+",
     re.IGNORECASE,
 )
 _SAYS = re.compile(r"\b(?:answer|option|choice|letter|choose|pick|select|say|it\s+is|it's)\b", re.IGNORECASE)
