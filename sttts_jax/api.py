@@ -37,8 +37,9 @@ with epy.lazy_api_imports(globals()):
     from sttts_jax.convert.from_hf import convert_from_hf
     from sttts_jax.convert.to_hf import convert_to_hf
     from sttts_jax.infer.open import open_checkpoint
+    from sttts_jax.report.runs import Report
 
-__all__ = ["convert_from_hf", "convert_to_hf", "evaluate", "open_checkpoint", "score", "train"]
+__all__ = ["Report", "convert_from_hf", "convert_to_hf", "evaluate", "open_checkpoint", "score", "train"]
 
 
 def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainState:
@@ -60,9 +61,11 @@ def evaluate(
     workdirs: PathLike | Sequence[PathLike],
     tasks: str | Sequence[str],
     *,
+    method: str | None = None,
     pruned_fraction: str | float | Sequence[str | float] | None = None,
     max_frames: int | Sequence[int] | None = None,
     max_fps: float | None = None,
+    max_crops: int | None = None,
     batch: int = 32,
     frame_buckets: Sequence[int] = (),
     limit: int | None = None,
@@ -70,9 +73,7 @@ def evaluate(
     data_dir: str | None = None,
     out: PathLike | None = None,
     overwrite: bool = False,
-    report: PathLike | None = None,
-    picture: PathLike | None = None,
-    made_by: str = "sttts_jax.api.evaluate",
+    report: runs.Report | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[evaluations.Evaluation]:
     """Answers benchmark questions from checkpoints; accuracies with 95 % intervals, one Evaluation a run, in order.
@@ -82,50 +83,34 @@ def evaluate(
 
     workdirs         of runs, converted checkpoints, or single steps; config, tokenizer and weights are there
     tasks            "shapes_video_qa", or "jsonl:PATH" for your own questions; "NAME:SPLIT" takes another split
+    method           of pruning, see `infer.open.read_checkpoint`; None: as trained
     pruned_fraction  share of the cells to remove, or several; None: as trained. A method that removes nothing has one
-    max_frames       of a video at most, or several; None: as trained
-    max_fps          frames a second at most; None: as trained
+    max_frames       of a video at most, or several; max_fps: frames a second at most; None: as trained
+    max_crops        most tiles of an image, see `infer.model.Model.watch`
     batch            videos a batch, over all devices
     frame_buckets    frames that rows are made for; empty: 8, 16, 32, .. up to `max_frames`
     limit            ask only the first so many questions of a task
     seed             of methods that choose at random
     data_dir         where built data sets lie; None: where the run found them
     out              for results.json and predictions; None: "eval" in each workdir. Several runs get a folder each
-    overwrite        measure again what is in results.json; else a finished measurement of the same step is read
-    report           an .html page that compares the runs on the first task and measures prefills; `made_by` in its foot
-    picture          a .png of kept tokens of a run of method scorer
+    overwrite        measure again what is in results.json; else what was measured of the same questions, files, weights
+                     and settings is read, whatever they are called
+    report           a page and a picture to write as well, see `Report`
     say              gets progress and the tables, line by line, on the first process
 
     Every process calls the same. Raises FileNotFoundError (no checkpoint) or ValueError before anything is compiled.
     """
-    _check_files(report, picture)
-    found = evaluations.plan(
-        workdirs,
-        tasks,
-        pruned_fraction=pruned_fraction,
-        max_frames=max_frames,
-        max_fps=max_fps,
-        limit=limit,
-        data_dir=data_dir,
-        out=out,
-        overwrite=overwrite,
-    )
+    distributed.init(distributed.DistributedConfig())
+    if report is not None and jax.process_count() > 1:
+        raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
+    sweep = evaluations.Sweep(method, pruned_fraction, max_frames, max_fps, max_crops)
+    found = evaluations.plan(workdirs, tasks, sweep, limit, data_dir, out, overwrite)
     evaluations.measure(found, batch, seed, frame_buckets, say)
     if say is not None and jax.process_index() == 0:
         say(table.summary(found))
-    if report or picture:
-        runs.write_report(found, batch, page=report, picture=picture, made_by=made_by)
+    if report is not None:
+        runs.write_report(found, batch, report)
     return found
-
-
-def _check_files(report: PathLike | None, picture: PathLike | None) -> None:
-    """Joins the other processes, if there are any, and refuses what only one process makes."""
-    for name, file, ending in (("report", report, ".html"), ("picture", picture, ".png")):
-        if file is not None and Path(file).suffix != ending:
-            raise ValueError(f"{name} {file} must end in {ending}")
-    distributed.init(distributed.DistributedConfig())
-    if (report or picture) and jax.process_count() > 1:
-        raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
 
 
 def score(
@@ -133,6 +118,7 @@ def score(
     video: str | Path | bytes,
     out: PathLike | None = None,
     *,
+    method: str | None = None,
     pruned_fraction: str | float | None = None,
     max_frames: int | None = None,
     max_fps: float | None = None,
@@ -149,6 +135,7 @@ def score(
     checkpoint       as of `open_checkpoint`
     video            a file that FFmpeg reads, or its bytes
     out              a page (.html) or arrays (.npz) to write as well, see `report.look.write_view`
+    method           of pruning, see `infer.open.read_checkpoint`
     pruned_fraction  share of the cells to remove, max_frames, max_fps: as trained where None
     start, end       of the clip, seconds
     seed             of methods that choose at random
@@ -157,11 +144,11 @@ def score(
     Raises ValueError, one sentence that names the file, before anything is compiled.
     """
     if out is not None:
-        look.check_ending(out)
+        look.check_file(out)
     name = name or ("video" if isinstance(video, bytes) else Path(video).name)
     videos.probe(video, name if isinstance(video, bytes) else None)
-    opened = checkpoints.read_checkpoint(checkpoint)
-    setting = opened.setting(pruned_fraction, max_frames, max_fps)
+    opened = checkpoints.read_checkpoint(checkpoint, method)
+    setting = opened.exact_setting(pruned_fraction, max_frames, max_fps)
     view = look.view_video(opened, video, setting, name=name, start=start, end=end, seed=seed)
     if out is not None:
         look.write_view(view, out)

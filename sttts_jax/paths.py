@@ -1,5 +1,6 @@
 """Local and gs:// paths through one type, and writes that are either whole or absent."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -34,17 +35,50 @@ def is_local(path: PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def file_name(text: str, most: int = 80) -> str:
+    """A name for a file or folder, at most `most` long, that says what the text says: letters and digits of ASCII, '-',
+    '.' and '_' stay. Where that changes it, a digest of the text follows, so that different texts have different names.
+    """
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in text)
+    if plain == text and len(text) <= most and text.strip("."):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{plain[: most - 9].strip('.')}-{digest}"
+
+
+def check_writable(path: PathLike) -> None:
+    """Raises ValueError for a local file that cannot be written where it is to lie; makes nothing."""
+    target = as_path(path)
+    if not is_local(target):
+        return
+    if target.is_dir():
+        raise ValueError(f"{path} is a directory; give the name of a file")
+    there = next(parent for parent in target.parents if parent.exists())
+    if not there.is_dir():
+        raise ValueError(f"{path} cannot be written, because {there} is a file; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written, because {there} is read-only; choose another place")
+
+
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """Writes the file whole or not at all, parents made: a temporary neighbour, fsync, rename.
+    """Writes the file whole or not at all, parents made: a temporary neighbour, fsync, rename. Raises OSError with its
+    name.
 
     Object stores replace an object in one piece by themselves, so a gs:// path is written directly.
     """
     target = as_path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if not is_local(target):
         target.write_bytes(data)
         return
-    handle, temporary = tempfile.mkstemp(dir=os.fspath(target.parent), prefix=f".{target.name}.")
+    try:
+        _write_local(target, data)
+    except OSError as error:  # with the name of the file, not of its temporary neighbour
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_local(target: epath.Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=os.fspath(target.parent), prefix=".", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

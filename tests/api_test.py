@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sttts_jax import api
-from sttts_jax.evals.evaluate import plan
+from sttts_jax.evals.evaluate import Sweep, plan
 from sttts_jax.infer.checkpoint import Checkpoint
 
 CLI = Path(api.__file__).parent / "cli"
@@ -37,7 +37,7 @@ def test_importing_it_is_light() -> None:
     ("command", "names"),
     [
         ("train", {"train"}),
-        ("evaluate", {"evaluate"}),
+        ("evaluate", {"Report", "evaluate"}),
         ("answer", {"open_checkpoint"}),
         ("score", {"score"}),
         ("convert", {"convert_from_hf", "convert_to_hf"}),
@@ -55,15 +55,15 @@ def test_commands_parse_and_call_it(command: str, names: set[str]) -> None:
 
 def test_one_or_several_runs_tasks_and_fractions(checkpoints: dict[str, Checkpoint]) -> None:
     directory = checkpoints["scorer"].directory
-    (alone,) = plan(directory, "shapes_video_qa", 0.3, 4)
-    (same,) = plan([directory, directory], ["shapes_video_qa"], ["0.30", 0.3], [4])
+    (alone,) = plan(directory, "shapes_video_qa", Sweep(None, 0.3, 4))
+    (same,) = plan([directory, directory], ["shapes_video_qa"], Sweep(None, ["0.30", 0.3], [4]))
     assert [setting.fraction for setting in alone.settings] == ["0.3"] == [s.fraction for s in same.settings]
     (usual,) = plan(Path(directory), "shapes_video_qa")
     assert usual.settings == [checkpoints["scorer"].trained]
-    (more,) = plan(directory, "shapes_video_qa", ["0", "0.5"], [2, 4])
+    (more,) = plan(directory, "shapes_video_qa", Sweep(None, ["0", "0.5"], [2, 4]))
     assert [(s.max_frames, s.fraction) for s in more.settings] == [(2, "0"), (2, "0.5"), (4, "0"), (4, "0.5")]
     unpruned, pruned = plan(
-        [checkpoints[name].directory for name in ("none", "scorer")], "shapes_video_qa", ["0", "0.5"]
+        [checkpoints[name].directory for name in ("none", "scorer")], "shapes_video_qa", Sweep(None, ["0", "0.5"])
     )
     assert [s.fraction for s in unpruned.settings] == ["0"] and len(pruned.settings) == 2
 
@@ -75,7 +75,8 @@ def test_one_or_several_runs_tasks_and_fractions(checkpoints: dict[str, Checkpoi
         ({"limit": 0}, "limit 0 must be at least 1"),
         ({"max_frames": 0}, "must be positive"),
         ({"pruned_fraction": 1.0}, "out of range"),
-        ({"picture": "kept.jpg"}, "must end in .png"),
+        ({"max_crops": -1}, "must not be negative"),
+        ({"method": "easier"}, "pruning.method='easier' is unknown"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -1,7 +1,7 @@
 """The `meta` of a checkpoint: plain JSON that says what the arrays are, and the check that a run continues itself."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sttts_jax.text_table import text_table
@@ -37,8 +37,10 @@ def build_meta(
     config: Mapping[str, Any],
     data_layout: Mapping[str, int],
     counters: Mapping[str, Any],
+    fresh: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The dict to save as `meta`. `counters`: skipped steps, clock totals, host state.
+    """The dict to save as `meta`. `counters`: skipped steps, clock totals, host state. `fresh`: names of the parameters
+    that were drawn at random and never trained.
 
     Raises ValueError when something in it is not plain JSON (a numpy scalar, a NaN, a tuple key).
     """
@@ -48,6 +50,7 @@ def build_meta(
         "config": json.dumps(_plain(config), sort_keys=True),
         "data_layout": dict(data_layout),
         "counters": dict(counters),
+        **({"fresh": list(fresh)} if fresh else {}),
     }
     try:
         json.dumps(meta, allow_nan=False)
@@ -74,6 +77,11 @@ def check_version(meta: Mapping[str, Any], where: Any) -> None:
 def saved_config(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the run that wrote the checkpoint, as nested dicts."""
     return json.loads(meta["config"])
+
+
+def fresh_leaves(meta: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters that were never trained, where those who wrote the checkpoint knew."""
+    return list(meta.get("fresh", ()))
 
 
 def check_config(meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -6,8 +6,9 @@
     sttts-jax answer --checkpoint ckpt/molmo2 --image a.jpg --image b.jpg --question "What differs?"
 
 Each video is asked about by itself, in order, with every question, and is read once for all of them; images come
-before it, in one prompt. `--question -` reads questions from standard input, one a line. After each answer a line says
-what was kept and how fast it was. Programs are compiled before the clock starts.
+before it, in one prompt. `--question -` reads questions from standard input, one a line. Answers go to standard output
+and everything else to standard error: after each answer what was kept and how fast it was. Programs are compiled before
+the clock starts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one
+from sttts_jax.cli.arguments import add_method, add_pruned_fraction, check_at_least_one
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     for video in args.video:
         videos.probe(video)
     generation = generate.GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
-    model = api.open_checkpoint(args.checkpoint, args.dtype)
+    model = api.open_checkpoint(args.checkpoint, args.dtype, args.method)
     for question in args.question:
         if question != "-":
             scenes.question_tokens(model.checkpoint.tokenizer, question, generation.style)
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
         if args.show:
             page = _numbered(args.show, number)
             look.write_view(look.view_scene(scene, answers), page)
-            print(f"page: {page}")
+            _tell(f"page: {page}")
         asked.append(records.scene_record(scene, answers))
     if args.json:
         paths.write_json(args.json, records.session_record(model.checkpoint, generation, asked))
@@ -99,14 +100,19 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
 def _ask(
     scene: scenes.Scene, question: str, generation: generate.GenerationConfig, args: argparse.Namespace
 ) -> scenes.Answer:
-    """Prints the answer as it comes, with its question where there are several."""
-    if len(args.video) > 1:
-        print(f"{scene.name}: ", end="")
-    if len(args.video) > 1 or len(args.question) > 1:
-        print(question)
+    """Prints the answer as it comes, after its question where there are several."""
+    about = f"{scene.name}: " if len(args.video) > 1 else ""
+    if about or len(args.question) > 1:
+        _tell(about + question)
     answer = scene.ask(question, generation, lambda piece: print(piece, end="", flush=True))
-    print(f"\n[{records.summary(scene, answer)}]", flush=True)
+    print(flush=True)
+    _tell(f"[{records.summary(scene, answer)}]")
     return answer
+
+
+def _tell(line: str) -> None:
+    """What is no answer."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _numbered(path: str, number: int) -> str:
@@ -126,10 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--start", type=float, metavar="S", help="of the clip, seconds")
     add("--end", type=float, metavar="S", help="of the clip, seconds")
     add("--subtitles", metavar="FILE", help=".srt or .vtt, with the times of the whole video")
+    add_method(parser)
     add_pruned_fraction(parser)
     add("--max_frames", type=int, metavar="N", help="(default: as trained)")
     add("--max_fps", type=float, metavar="R", help="frames a second at most (default: as trained)")
-    add("--max_crops", type=int, default=24, metavar="N", help="most tiles of an image (%(default)s); 0: whole only")
+    add("--max_crops", type=int, metavar="N", help="tiles of an image at most (default: 24); 0: whole only")
     add("--max_new_tokens", type=int, default=256, metavar="N", help="(%(default)s)")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
     add("--top_p", type=float, default=1.0, help="share of the likeliest tokens to draw from (%(default)s)")

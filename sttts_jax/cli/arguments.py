@@ -15,6 +15,16 @@ def add_pruned_fraction(parser: argparse.ArgumentParser, default: str | None = N
     )
 
 
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """The method of pruning, where it may be another than that of the training."""
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="of pruning: random, easy or reference_tracking for any checkpoint, without training; scorer, soft_only "
+        "where there is one; none (default: as trained)",
+    )
+
+
 def words(text: str, flag: str, known: Sequence[str] = ()) -> list[str]:
     """The different words of a list with commas. Raises ValueError if there is none, or one that is not `known`."""
     found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

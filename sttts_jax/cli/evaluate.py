@@ -4,9 +4,9 @@
     sttts-jax evaluate --workdir runs/demo/none,runs/demo/scorer --tasks shapes_video_qa --pruned_fraction 0,0.3,0.5 \\
         --report report.html
 
-Needs nothing but the workdirs: config, tokenizer and weights are there. A finished measurement of the same step is read
-from results.json; --overwrite measures again. Tasks: shapes_video_qa, or jsonl:PATH for your own questions; NAME:SPLIT
-takes another split.
+Needs nothing but the workdirs: config, tokenizer and weights are there. What was measured of the same questions, files,
+weights and settings is read from results.json; --overwrite measures again. Tasks: shapes_video_qa, or jsonl:PATH for
+your own questions; NAME:SPLIT takes another split.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one, whole_numbers, words
+from sttts_jax.cli.arguments import add_method, add_pruned_fraction, check_at_least_one, whole_numbers, words
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -25,12 +25,17 @@ def main(argv: list[str]) -> int:
     """Prints one table a task. Raises ValueError or FileNotFoundError with one sentence before anything is compiled."""
     args = _parser().parse_args(argv)
     check_at_least_one(args, "batch", "limit")
+    report = None
+    if args.report or args.picture:
+        report = api.Report(args.report, args.picture, made_by=" ".join(["sttts-jax evaluate", *argv]))
     api.evaluate(
         words(args.workdir, "--workdir"),
         words(args.tasks, "--tasks"),
+        method=args.method,
         pruned_fraction=words(args.pruned_fraction, "--pruned_fraction") if args.pruned_fraction else None,
         max_frames=whole_numbers(args.max_frames, "--max_frames") if args.max_frames else None,
         max_fps=args.max_fps,
+        max_crops=args.max_crops,
         batch=args.batch,
         frame_buckets=whole_numbers(args.frame_buckets, "--frame_buckets") if args.frame_buckets else (),
         limit=args.limit,
@@ -38,9 +43,7 @@ def main(argv: list[str]) -> int:
         data_dir=args.data_dir,
         out=args.out,
         overwrite=args.overwrite,
-        report=args.report,
-        picture=args.picture,
-        made_by=" ".join(["sttts-jax evaluate", *argv]),
+        report=report,
         say=lambda line: print(line, flush=True),
     )
     for what, file in (("report", args.report), ("picture", args.picture)):
@@ -55,9 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", required=True, metavar="DIR[,DIR]", help="runs to evaluate and compare")
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="shapes_video_qa, jsonl:PATH")
+    add_method(parser)
     add_pruned_fraction(parser, several=True)
     parser.add_argument("--max_frames", metavar="N[,N]", help="(default: as trained)")
     parser.add_argument("--max_fps", type=float, help="frames a second at most (default: as trained)")
+    parser.add_argument(
+        "--max_crops", type=int, metavar="N", help="most tiles of an image, 0: whole only (default: 24)"
+    )
     parser.add_argument("--batch", type=int, default=32, help="videos a batch, over all devices (%(default)s)")
     parser.add_argument(
         "--frame_buckets",

@@ -10,6 +10,7 @@ or is a package whose `__main__.py` does that, so that `python -m sttts_jax.cli.
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -45,6 +46,14 @@ USER_ERRORS = (
     PermissionError,
     flags.Error,
 )
+# Of other failures of files, those that are a matter of the disk and not of the program.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another place"),
+    errno.EROFS: "choose another place",
+    errno.EFBIG: "choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or its connection fails",
+}
 
 
 def usage() -> str:
@@ -72,19 +81,30 @@ def run(name: str, command: Command, argv: list[str] | None = None) -> int:
     """
     set_tpu_flags()
     try:
-        return command(sys.argv[1:] if argv is None else argv) or 0
-    except USER_ERRORS as error:
-        if os.environ.get("STTTS_DEBUG") == "1":
-            raise
-        print(f"sttts-jax {name}: error: {_sentence(error)}", file=sys.stderr)
-        return 2
+        code = command(sys.argv[1:] if argv is None else argv) or 0
+        sys.stdout.flush()  # a disk that is full shows here, not at exit
+        return code
+    except BrokenPipeError:  # the reader of our output went away (`sttts-jax ... | head`)
+        _drop_output_that_fails()
+        return 141
     except KeyboardInterrupt:
         print(f"sttts-jax {name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away (`sttts-jax ... | head`). Silence the flush at exit as well.
+    except (*USER_ERRORS, OSError) as error:
+        mendable = isinstance(error, USER_ERRORS) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
+        if not mendable or os.environ.get("STTTS_DEBUG") == "1":
+            raise
+        print(f"sttts-jax {name}: error: {_sentence(error)}", file=sys.stderr)
+        _drop_output_that_fails()
+        return 2
+
+
+def _drop_output_that_fails() -> None:
+    """Where standard output cannot be written, what is left of it goes nowhere, so that the flush at exit succeeds."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,8 +133,9 @@ def _unknown(name: str) -> str:
 
 def _sentence(error: BaseException) -> str:
     """The message; of an OSError the file and the cause; of a message that is not this package's, where it is from."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in DISK_ERRORS):
+        place, advice = error.filename, DISK_ERRORS.get(error.errno or 0)
+        return (f"{place}: " if place else "") + error.strerror + (f"; {advice}" if advice else "")
     message = str(error).strip() or type(error).__name__
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     if frames and not frames[-1].startswith(("sttts_jax", "configs", "__main__", "absl.flags")):

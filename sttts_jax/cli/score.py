@@ -13,7 +13,7 @@ import sys
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction
+from sttts_jax.cli.arguments import add_method, add_pruned_fraction
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         args.checkpoint,
         args.video,
         args.out,
+        method=args.method,
         pruned_fraction=args.pruned_fraction,
         max_frames=args.max_frames,
         max_fps=args.max_fps,
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or one step")
     parser.add_argument("--video", required=True, metavar="FILE", help="any file that FFmpeg reads")
     parser.add_argument("--out", required=True, metavar="FILE", help="OUT.html or OUT.npz")
+    add_method(parser)
     add_pruned_fraction(parser)
     parser.add_argument("--max_frames", type=int, help="(default: as trained)")
     parser.add_argument("--max_fps", type=float, help="frames a second at most (default: as trained)")

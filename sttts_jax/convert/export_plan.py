@@ -18,7 +18,6 @@ import tensorstore as ts
 
 from sttts_jax.ckpt.restore import PARAMS, TreeMismatch, read_tree
 from sttts_jax.ckpt.slices import CHUNK_BYTES, fine_leaf, open_leaf, read_slice
-from sttts_jax.convert.fresh_params import SCORER_LEAVES
 from sttts_jax.convert.import_plan import as_dtype, is_table, row_blocks
 from sttts_jax.convert.piece import Piece, leaf_shapes, tensor_shapes
 from sttts_jax.convert.safetensors_files import (
@@ -33,6 +32,7 @@ from sttts_jax.convert.scorer import SCORER_FILE
 from sttts_jax.convert.table import Style, pieces, scorer_pieces
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import A, B, factor_index, factor_names, merged_leaf
+from sttts_jax.models.vit import SCORER_LEAVES
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.trees import diff_trees, named_leaves
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sttts_jax.models.config import VitConfig
+from sttts_jax.models.vit import SCORER_LEAVES
 from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.scorer import Scorer
 from sttts_jax.trees import named_leaves
 
 STD = 0.02  # Molmo2: connector and rows of the added tokens
-SCORER_LEAVES = "vit/scorer/"
 
 
 def fresh_params(

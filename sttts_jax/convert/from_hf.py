@@ -66,7 +66,7 @@ def convert_from_hf(
     config = imported_config(plan)
     RunConfig.build(config)
     if not dry_run:
-        meta = build_meta(step=0, config=config, data_layout=LAYOUT, counters=COUNTERS)
+        meta = build_meta(step=0, config=config, data_layout=LAYOUT, counters=COUNTERS, fresh=plan.fresh)
         kept = [] if source is None else side_files(as_path(source))
         with whole_directory(target) as folder:
             _write(plan, folder, meta, words, kept)

@@ -14,7 +14,7 @@ import numpy as np
 from sttts_jax.ckpt.restore import PARAMS, TreeMismatch, read_tree
 from sttts_jax.ckpt.slices import WHOLE_BYTES, chunk_of, create_leaf, create_step, write_slice
 from sttts_jax.convert.backbone_config import vlm_of_backbones
-from sttts_jax.convert.fresh_params import SCORER_LEAVES, fresh_params
+from sttts_jax.convert.fresh_params import fresh_params
 from sttts_jax.convert.molmo2_config import vlm_config
 from sttts_jax.convert.piece import Piece, compare, leaf_shapes
 from sttts_jax.convert.safetensors_files import StoredTensor, list_tensors, numpy_dtype, read_tensor
@@ -22,6 +22,7 @@ from sttts_jax.convert.scorer import check_width, find_scorer, holds_scorer, sco
 from sttts_jax.convert.table import Style, ignored_siglip, pieces, qwen3_pieces, scorer_pieces, siglip_pieces
 from sttts_jax.convert.tied import with_tying
 from sttts_jax.models.config import VlmConfig
+from sttts_jax.models.vit import SCORER_LEAVES
 from sttts_jax.paths import PathLike, as_path, read_json
 from sttts_jax.train.config import DTYPES
 from sttts_jax.trees import diff_trees, named_leaves, param_count, tree_bytes

@@ -120,7 +120,7 @@ class DataConfig:
         """
         length = row_length or self.row_length
         return RowShape(
-            frames=(max_frames or self.max_frames) + crops,
+            frames=(self.max_frames if max_frames is None else max_frames) + crops,
             items=1,
             length=length,
             fraction=str(self.fraction if fraction is None else fraction),

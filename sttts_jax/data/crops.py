@@ -33,20 +33,36 @@ class ImageError(RecordError):
 
 
 @dataclass(frozen=True)
-class ImageCrops:
-    """crops uint8 [n, h, w, 3], the global one first; grid of the high-resolution windows (rows, columns), None for the
-    global crop alone; pooling int32 [P, 4], the global crop's windows first, patch crop * N + n or -1; patches N.
+class ImageLayout:
+    """How an image is cut, which follows from its size alone.
+
+    tiling   rows and columns of tiles, (0, 0) for the global crop alone
+    grid     of the high-resolution windows (rows, columns), None for the global crop alone
+    pooling  int32 [P, 4], the global crop's windows first, patch crop * N + n or -1
+    patches  N
     """
 
-    crops: np.ndarray
+    tiling: tuple[int, int]
     grid: tuple[int, int] | None
     pooling: np.ndarray
     patches: int
 
     @property
+    def count(self) -> int:
+        """Crops, the global one among them."""
+        return 1 + self.tiling[0] * self.tiling[1]
+
+    @property
     def low(self) -> int:
         """Windows of the global crop."""
         return len(self.pooling) - (0 if self.grid is None else self.grid[0] * self.grid[1])
+
+
+@dataclass(frozen=True)
+class ImageCrops(ImageLayout):
+    """An image, cut: crops uint8 [n, h, w, 3], the global one first."""
+
+    crops: np.ndarray
 
 
 def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarray:
@@ -77,6 +93,13 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarra
     return pixels
 
 
+def evaluation_crops(grid: tuple[int, int]) -> int:
+    """Most tiles of an image when nothing else is asked for: EVALUATION_CROPS, and 0 where a crop of so few patches is
+    nothing but margins.
+    """
+    return EVALUATION_CROPS if min(grid) > sum(MARGINS) else 0
+
+
 def crop_image(
     image: np.ndarray,
     size: tuple[int, int],
@@ -84,7 +107,27 @@ def crop_image(
     max_crops: int,
     margins: tuple[int, int] = MARGINS,
 ) -> ImageCrops:
-    """uint8 [h, w, 3] -> its crops of `size` pixels and `grid` patches: the global one and up to `max_crops` tiles.
+    """uint8 [h, w, 3] -> its crops as `layout_image` says. Raises as that."""
+    layout = layout_image(image.shape[:2], size, grid, max_crops, margins)
+    crops = [resize(image, size)]
+    if layout.grid is not None:
+        tile = _tile_pixels(size, grid, margins)
+        height, width = (n * t + s - t for n, t, s in zip(layout.tiling, tile, size, strict=True))
+        canvas = resize(image, (height, width))
+        corners = [(tile[0] * i, tile[1] * j) for i in range(layout.tiling[0]) for j in range(layout.tiling[1])]
+        crops += [canvas[y : y + size[0], x : x + size[1]] for y, x in corners]
+    return ImageCrops(**vars(layout), crops=np.stack(crops))
+
+
+def layout_image(
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    max_crops: int,
+    margins: tuple[int, int] = MARGINS,
+) -> ImageLayout:
+    """How an image of `shape` pixels (h, w) is cut to `size` pixels and `grid` patches: to the global crop and up to
+    `max_crops` tiles.
 
     0 gives the global crop alone. `margins` in patches, before and after. Raises ValueError where they leave no tile.
     """
@@ -93,20 +136,16 @@ def crop_image(
             f"cannot crop to {size[0]} x {size[1]} pixels in {grid[0]} x {grid[1]} patches, max_crops={max_crops}: "
             "a patch needs whole pixels, and max_crops must not be negative"
         )
-    whole, patches = resize(image, size), np.arange(grid[0] * grid[1], dtype=np.int32).reshape(grid)
+    patches = np.arange(grid[0] * grid[1], dtype=np.int32).reshape(grid)
     low = pool_windows(patches)
     if not max_crops:
-        return ImageCrops(whole[None], None, low, patches.size)
+        return ImageLayout((0, 0), None, low, patches.size)
     tile = _tile_pixels(size, grid, margins)
-    rest = (size[0] - tile[0], size[1] - tile[1])
-    tiling = choose_tiling((image.shape[0] - rest[0], image.shape[1] - rest[1]), tile, max_crops)
-    canvas = resize(image, (tiling[0] * tile[0] + rest[0], tiling[1] * tile[1] + rest[1]))
-    corners = [(tile[0] * i, tile[1] * j) for i in range(tiling[0]) for j in range(tiling[1])]
-    crops = np.stack([whole, *(canvas[y : y + size[0], x : x + size[1]] for y, x in corners)])
+    tiling = choose_tiling((shape[0] - size[0] + tile[0], shape[1] - size[1] + tile[1]), tile, max_crops)
     stitched = _stitch(tiling, grid, margins) + patches.size
     high = pool_windows(stitched)
     rows, cols = (-(-n // p) for n, p in zip(stitched.shape, POOL, strict=True))
-    return ImageCrops(crops, (rows, cols), np.concatenate([low, high]), patches.size)
+    return ImageLayout(tiling, (rows, cols), np.concatenate([low, high]), patches.size)
 
 
 def choose_tiling(room: tuple[int, int], tile: tuple[int, int], max_crops: int) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sttts_jax.data.crops import EVALUATION_CROPS
 from sttts_jax.data.packing import Item, fill_row, lengths, stack
 from sttts_jax.data.prompt import build_prefix, build_question, target_text
 from sttts_jax.data.reader import LOG, join_pictures, read_images, read_video
@@ -47,8 +46,8 @@ class EvalBatch:
     questions  int32 [B, Q, T] token ids, padded with 0
     lengths    int32 [B, Q], 0 where nothing is asked
     meta       [B] lists, one dict for each question of the row: number, id, family, question, answer, target, options,
-               style, times; of one that cannot be asked number, record, message, error, and `unfit`: whether it is
-               because the video takes more than these rows have
+               style, times of the video's frames, crops of the images before them; of one that cannot be asked number,
+               record, message, error, and `unfit`: whether it is because the video takes more than these rows have
     """
 
     arrays: dict[str, np.ndarray]
@@ -81,12 +80,13 @@ def eval_batches(
     groups: Sequence[Sequence[Asked]],
     sampling: FrameSampling,
     *,
+    max_crops: int,
     rows: int,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[EvalBatch]:
     """Batches of `rows // shard_count` rows, a group a row, the last one padded; a group shares its video, clip, images
-    and subtitles.
+    and subtitles; `max_crops` are the most tiles of an image.
 
     `shape` is RowShape with one item; see DataConfig.evaluation_shape. A video or question that cannot be used is
     logged and marked in `meta`.
@@ -96,7 +96,7 @@ def eval_batches(
     most = max(map(len, groups), default=0)
     if most > questions.most:
         raise ValueError(f"a group of {most} questions does not fit the {questions.most} of a row; split it")
-    maker = _RowBuilder(records, tokenizer, shape, questions, sampling)
+    maker = _RowBuilder(records, tokenizer, shape, questions, sampling, max_crops)
     mine = rows // shard_count
     for first in range(0, len(groups), rows):
         own = groups[first + shard_index * mine : first + (shard_index + 1) * mine]
@@ -125,16 +125,17 @@ class _RowBuilder:
     shape: RowShape
     questions: QuestionShape
     sampling: FrameSampling
+    max_crops: int
     last: tuple[Any, Video] | None = None
 
     def row(self, group: Sequence[Asked]) -> _Row:
         """Whatever cannot be asked is named in its place, and the rest is asked."""
         most, longest = self.questions
         tokens, used = np.zeros((most, longest), np.int32), np.zeros(most, np.int32)
-        arrays, times, broken, meta = fill_row([], self.shape), np.zeros(0), None, []
+        arrays, seen, broken, meta = fill_row([], self.shape), dict[str, Any](), None, []
         try:
             if group:
-                arrays, times = self._prefix(self.records[group[0].record])
+                arrays, seen = self._prefix(self.records[group[0].record])
         except RecordError as error:
             broken = error
         for place, asked in enumerate(group):
@@ -145,16 +146,18 @@ class _RowBuilder:
                 meta.append({**asked._asdict(), "error": str(error), "unfit": isinstance(error, _Unfit)})
                 continue
             tokens[place, : len(ids)], used[place] = ids, len(ids)
-            meta.append({"number": asked.number, **facts, "times": times.tolist()})
+            meta.append({"number": asked.number, **facts, **seen})
         return _Row(arrays, tokens, used, meta)
 
-    def _prefix(self, record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The arrays of a row and the times of its frames. What is wrong with them is said with the record's name."""
+    def _prefix(self, record: Record) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays of a row, and what of its meta is the same for all questions. What is wrong with them is said with
+        the record's name.
+        """
         with naming(record.name):
             return self._seen(record)
 
-    def _seen(self, record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        images = read_images(record, self.shape, EVALUATION_CROPS)
+    def _seen(self, record: Record) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        images = read_images(record, self.shape, self.max_crops)
         pictures, times = [image.crops for image in images], np.zeros(0)
         if record.video is not None:
             video = self._video(record)
@@ -164,7 +167,8 @@ class _RowBuilder:
             lengths(prefix, self.shape)
         except RecordError as error:
             raise _Unfit(*error.args) from error
-        return fill_row([Item(prefix, join_pictures(pictures, self.shape))], self.shape), times
+        seen = {"times": times.tolist(), "crops": sum(prefix.crops)}
+        return fill_row([Item(prefix, join_pictures(pictures, self.shape))], self.shape), seen
 
     def _video(self, record: Record) -> Video:
         clip = (record.video, record.start, record.end)

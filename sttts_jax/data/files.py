@@ -1,6 +1,8 @@
 """Files that records name."""
 
+import hashlib
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -24,3 +26,25 @@ def existing_file(path: str | Path, name: str, error: type[ValueError]) -> Path:
     if found.st_size == 0:
         raise error(f"{name}: is empty")
     return path
+
+
+def content_digest(source: str | Path | bytes) -> str:
+    """SHA-256 of a file (path or its bytes), '' where there is none that can be read. One that has not changed is read
+    once.
+    """
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    path = Path(source)
+    try:
+        if not path.is_file():
+            return ""
+        facts = path.stat()
+        return _digest(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    except OSError:  # said when it is opened for what it holds
+        return ""
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sttts_jax.data.crops import ImageCrops
+from sttts_jax.data.crops import ImageLayout
 from sttts_jax.data.record import Line, Message, RecordError
 from sttts_jax.data.schema import POOL, PREFIX_SEGMENT, Example
 from sttts_jax.data.styles import PREFIX_FREE_STYLES, shows_options, training_style
@@ -42,7 +42,7 @@ def build_example(
     cells: int,
     subtitles: str | Sequence[Line] = (),
     limit: int | None = None,
-    images: Sequence[ImageCrops] = (),
+    images: Sequence[ImageLayout] = (),
 ) -> Example:
     """A training example: what is seen, then one branch a message. int32 / float32 / bool arrays [n].
 
@@ -81,7 +81,7 @@ def build_prefix(
     *,
     cells: int,
     subtitles: str | Sequence[Line] = (),
-    images: Sequence[ImageCrops] = (),
+    images: Sequence[ImageLayout] = (),
 ) -> Example:
     """What prompts about a video or images have in common: all that stands before the question, every vision token with
     it. Nothing of it carries loss.
@@ -167,7 +167,7 @@ class _Prefix(NamedTuple):
     ids: list[int]
     cells: list[int]
     frames: int
-    images: Sequence[ImageCrops]
+    images: Sequence[ImageLayout]
 
 
 def _prefix(
@@ -175,10 +175,10 @@ def _prefix(
     times: Sequence[float] | np.ndarray,
     cells: int,
     subtitles: str | Sequence[Line],
-    images: Sequence[ImageCrops],
+    images: Sequence[ImageLayout],
 ) -> _Prefix:
     ids, where = [tokenizer.bos], [-1]
-    crops = sum(len(image.crops) for image in images)
+    crops = sum(image.count for image in images)
     window = (crops + len(times)) * cells
     for number, image in enumerate(images, 1):
         label = tokenizer.encode(f"Image {number}") if len(images) > 1 else []
@@ -199,7 +199,7 @@ def _prefix(
     return _Prefix(ids + tail, where + [-1] * len(tail), len(times), images)
 
 
-def _image_block(tokenizer: Tokenizer, image: ImageCrops) -> list[int]:
+def _image_block(tokenizer: Tokenizer, image: ImageLayout) -> list[int]:
     """The global crop without ends of rows, then the large picture with them."""
     patch, end, column = (tokenizer.ids[t] for t in ("<im_patch>", "<im_end>", "<im_col>"))
     block = [tokenizer.ids["<low_res_im_start>"], *[patch] * image.low, end]
@@ -209,12 +209,12 @@ def _image_block(tokenizer: Tokenizer, image: ImageCrops) -> list[int]:
     return [*block, tokenizer.ids["<im_start>"], *([patch] * columns + [column]) * rows, end]
 
 
-def _pooling(images: Sequence[ImageCrops]) -> np.ndarray:
+def _pooling(images: Sequence[ImageLayout]) -> np.ndarray:
     """int32 [P, 4]: windows of all images, their crops counted on from one image to the next."""
     tables, first = [np.zeros((0, POOL[0] * POOL[1]), np.int32)], 0
     for image in images:
         tables.append(np.where(image.pooling >= 0, image.pooling + first, -1))
-        first += len(image.crops) * image.patches
+        first += image.count * image.patches
     return np.concatenate(tables).astype(np.int32)
 
 
@@ -273,6 +273,6 @@ def _assemble(
         segment=np.concatenate(segment).astype(np.int32),
         position=np.concatenate(position).astype(np.int32),
         frames=prefix.frames,
-        crops=tuple(len(image.crops) for image in prefix.images),
+        crops=tuple(image.count for image in prefix.images),
         pooling=_pooling(prefix.images),
     )

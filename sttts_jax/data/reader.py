@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -153,11 +153,16 @@ def read_images(record: Record, shape: RowShape, max_crops: int) -> list[ImageCr
     """
     if record.images and not shape.windows:
         raise RecordError(f"{record.name}: {NO_IMAGES}")
-    images = []
-    for number, image in enumerate(record.images, 1):
-        pixels = read_image(image, image_name(record, number))
-        images.append(crop_image(pixels, shape.size, shape.grid, max_crops))
-    return images
+    return [crop_image(image, shape.size, shape.grid, max_crops) for image in _images(record)]
+
+
+def image_sizes(record: Record) -> tuple[tuple[int, int], ...]:
+    """(height, width) of its images. Raises RecordError for a bad file."""
+    return tuple((image.shape[0], image.shape[1]) for image in _images(record))
+
+
+def _images(record: Record) -> Iterator[np.ndarray]:
+    return (read_image(image, image_name(record, number)) for number, image in enumerate(record.images, 1))
 
 
 def image_name(record: Record, number: int) -> str | None:

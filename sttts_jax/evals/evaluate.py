@@ -1,15 +1,17 @@
 """Runs answer tasks at settings: everything is checked first, finished measurements are read, the rest is measured."""
 
 import dataclasses
+import itertools
 import os
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.distributed import everywhere
+from sttts_jax.evals.fingerprint import fingerprint
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.prose import percent
 from sttts_jax.evals.questions import Questions, task_source
@@ -17,7 +19,7 @@ from sttts_jax.evals.results import Result, ResultsFile
 from sttts_jax.evals.tasks import Task, find_task
 from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.open import read_checkpoint
-from sttts_jax.paths import PathLike, as_path
+from sttts_jax.paths import PathLike, as_path, file_name
 from sttts_jax.train.metrics import read_lines
 
 Say = Callable[[str], None]
@@ -51,12 +53,27 @@ class Evaluation:
         return next((r for r in self.results[task] if (r.key.fraction, r.key.max_frames) == wanted), None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """At what every run is asked; fractions and frames may be several. None: as trained."""
+
+    method: str | None = None
+    pruned_fraction: str | float | Sequence[str | float] | None = None
+    max_frames: int | Sequence[int] | None = None
+    max_fps: float | None = None
+    max_crops: int | None = None
+
+    def settings(self, checkpoint: Checkpoint) -> list[Setting]:
+        """All pairs. A method that drops nothing has one fraction only, so some may be the same."""
+        pairs = [(k, frames) for frames in _several(self.max_frames) for k in _several(self.pruned_fraction)]
+        rest = self.max_fps, self.max_crops
+        return list(dict.fromkeys(checkpoint.setting(fraction, frames, *rest) for fraction, frames in pairs))
+
+
 def plan(
     workdirs: PathLike | Sequence[PathLike],
     tasks: str | Sequence[str],
-    pruned_fraction: str | float | Sequence[str | float] | None = None,
-    max_frames: int | Sequence[int] | None = None,
-    max_fps: float | None = None,
+    sweep: Sweep = Sweep(),
     limit: int | None = None,
     data_dir: str | None = None,
     out: PathLike | None = None,
@@ -67,15 +84,15 @@ def plan(
     The arguments and errors are those of `sttts_jax.api.evaluate`.
     """
     chosen = [find_task(name) for name in _several(tasks)]
-    checkpoints = _read_all(_several(workdirs))
+    checkpoints = _read_all(_several(workdirs), sweep.method)
     evaluations = []
     for checkpoint in checkpoints:
-        settings = _settings(checkpoint, pruned_fraction, max_frames, max_fps)
         folder = Workdir(checkpoint.directory).evaluations if out is None else as_path(out)
         if out is not None and len(checkpoints) > 1:
-            folder = folder / checkpoint.name.strip("/").replace("/", "_")
+            folder = folder / file_name(checkpoint.name)
         file = ResultsFile(folder, checkpoint.name, checkpoint.config, overwrite)
         asked = [_questions(task, checkpoint, data_dir, limit) for task in chosen]
+        settings = sweep.settings(checkpoint)
         evaluations.append(Evaluation(checkpoint, asked, settings, file, _metrics(checkpoint.directory)))
     return evaluations
 
@@ -87,13 +104,24 @@ def measure(
     frame_buckets: Sequence[int] = (),
     say: Say | None = None,
 ) -> None:
-    """Fills in the results, from the file where they are there. Every process calls the same."""
+    """Fills in the results, from the file where they are there. Every process calls the same.
+
+    Raises ValueError, before anything is measured, where a result could not be written.
+    """
     harnesses = [Harness(evaluation.checkpoint, batch, seed, frame_buckets) for evaluation in evaluations]
+    for evaluation, harness in zip(evaluations, harnesses, strict=True):
+        if any(evaluation.file.find(known) is None for known in _fingerprints(evaluation, harness)):
+            evaluation.file.check_writable()
     for evaluation, harness in zip(evaluations, harnesses, strict=True):
         for questions in evaluation.questions:
             results = [_measured(harness, evaluation.file, questions, setting, say) for setting in evaluation.settings]
             evaluation.results.append(results)
         evaluation.checkpoint.release()
+
+
+def _fingerprints(evaluation: Evaluation, harness: Harness) -> Iterator[str]:
+    for questions, setting in itertools.product(evaluation.questions, evaluation.settings):
+        yield fingerprint(harness, questions, setting)
 
 
 def _several(given: Any) -> list[Any]:
@@ -102,24 +130,18 @@ def _several(given: Any) -> list[Any]:
     return [given] if alone else list(dict.fromkeys(given))
 
 
-def _read_all(directories: Sequence[PathLike]) -> list[Checkpoint]:
+def _read_all(directories: Sequence[PathLike], method: str | None) -> list[Checkpoint]:
     """Checkpoints of different names: those of their directories where two runs are called alike."""
-    checkpoints = [read_checkpoint(directory) for directory in directories]
+    checkpoints = [read_checkpoint(directory, method) for directory in directories]
     if len({checkpoint.name for checkpoint in checkpoints}) == len(checkpoints):
         return checkpoints
     named = zip(checkpoints, directories, strict=True)
     return [dataclasses.replace(checkpoint, name=str(directory)) for checkpoint, directory in named]
 
 
-def _settings(checkpoint: Checkpoint, pruned_fraction: Any, max_frames: Any, max_fps: float | None) -> list[Setting]:
-    """All pairs, as trained where None. A method that drops nothing has one fraction only, so some may be the same."""
-    pairs = [(fraction, frames) for frames in _several(max_frames) for fraction in _several(pruned_fraction)]
-    return list(dict.fromkeys(checkpoint.setting(fraction, frames, max_fps) for fraction, frames in pairs))
-
-
 def _questions(task: Task, checkpoint: Checkpoint, data_dir: str | None, limit: int | None) -> Questions:
     source = task_source(task, checkpoint.data, data_dir)
-    return Questions(task, source, checkpoint.tokenizer, checkpoint.data.cells, limit)
+    return Questions(task, source, checkpoint.tokenizer, checkpoint.data, limit)
 
 
 def _metrics(directory: str) -> list[dict[str, Any]]:
@@ -129,14 +151,16 @@ def _metrics(directory: str) -> list[dict[str, Any]]:
 
 def _measured(harness: Harness, file: ResultsFile, questions: Questions, setting: Setting, say: Say | None) -> Result:
     """The result of one task at one setting, from the file where it is there, else measured and put there."""
-    result, origin = file.find(harness.key(questions, setting)), "read from results.json"
+    known = fingerprint(harness, questions, setting)
+    result, predictions = file.find(known), None
     if not everywhere(result is not None) or result is None:
         result, predictions = harness.run(questions, setting)
-        origin = f"{result.seconds_per_question * len(predictions) + result.compile_seconds:.1f} s"
-        if jax.process_index() == 0:
-            file.put(result, predictions)
     if say is not None and jax.process_index() == 0:
+        seconds = result.seconds_per_question * result.overall.count + result.compile_seconds
+        origin = "read from results.json" if predictions is None else f"{seconds:.1f} s"
         run, tally = f"{harness.checkpoint.name} step {harness.checkpoint.step}", result.overall
         asked = f"{questions.task.name}, {percent(float(setting.fraction))} removed, {setting.max_frames} frames"
         say(f"{run}: {asked}: {tally.right} of {tally.count} right, {origin}")
+    if predictions is not None and jax.process_index() == 0:
+        result = file.put(known, result, predictions)
     return result

@@ -1,7 +1,7 @@
 """A checkpoint answers the questions of a task: prompts in, accuracy with intervals out.
 
     harness = Harness(checkpoint, rows=32, seed=0)
-    questions = Questions(task, source, checkpoint.tokenizer, checkpoint.data.cells)
+    questions = Questions(task, source, checkpoint.tokenizer, checkpoint.data)
     result, answers = harness.run(questions, checkpoint.trained)
 
 One video a row, read once for several questions about it; greedy answers. Rows come in buckets of frames, each with one
@@ -63,17 +63,18 @@ class Harness:
         """Other weights of the same model on the same mesh, as training makes them: programs stay."""
         self.checkpoint = dataclasses.replace(self.checkpoint, step=step, load=lambda mesh: params)
 
-    def key(self, questions: Questions, setting: Setting) -> Key:
-        """What makes a result of `run` this one and no other."""
+    def _key(self, questions: Questions, setting: Setting) -> Key:
         source = f"{questions.source.name} {questions.source.split}".strip()
         return Key(
             task=questions.task.name,
             source=source,
             records=len(questions.records),
             step=self.checkpoint.step,
+            method=self.checkpoint.pruning.method,
             fraction=setting.fraction,
             max_frames=setting.max_frames,
             max_fps=setting.max_fps,
+            max_crops=setting.max_crops,
             limit=questions.limit,
             seed=self.seed,
         )
@@ -85,9 +86,8 @@ class Harness:
         good = [a for a in run.answers if "error" not in a]
         if not good:
             raise ValueError(f"task {questions.task.name}: no question could be asked; the first: {bad[0]['error']}")
-        key = self.key(questions, setting)
         result = Result(
-            key=key,
+            key=self._key(questions, setting),
             overall=Tally.of([a["right"] for a in good]),
             families=_families(good),
             kept_share=sum(a["kept"] for a in good) / max(sum(a["cells"] for a in good), 1),
@@ -95,11 +95,12 @@ class Harness:
             seconds_per_question=run.seconds / len(good),
             compile_seconds=run.compile_seconds,
             compilations=run.compilations,
-            buckets=[{"frames": b.frames, "length": b.length, "rows": len(b.groups)} for b in run.buckets],
+            buckets=[
+                {"frames": b.frames, "crops": b.crops, "length": b.length, "rows": len(b.groups)} for b in run.buckets
+            ],
             rows=self.rows,
             bad=bad,
             histogram=_histogram(good),
-            predictions=key.file_name,
         )
         return result, [{name: value for name, value in a.items() if name != "scores"} for a in run.answers]
 
@@ -141,7 +142,7 @@ class Harness:
         """This process's part of every batch; all processes have equally many of each bucket."""
         checkpoint = self.checkpoint
         for bucket in buckets:
-            shape = checkpoint.data.evaluation_shape(bucket.frames, setting.fraction, bucket.length)
+            shape = bucket.shape(checkpoint.data, setting.fraction)
             batches = eval_batches(
                 questions.records,
                 checkpoint.tokenizer,
@@ -149,6 +150,7 @@ class Harness:
                 QuestionShape(bucket.most, bucket.longest),
                 [[questions.asked[number] for number in group] for group in bucket.groups],
                 checkpoint.frame_sampling(setting),
+                max_crops=setting.max_crops,
                 rows=self.rows,
                 shard_index=checkpoint.layout.shard_index,
                 shard_count=checkpoint.layout.shard_count,
@@ -196,16 +198,17 @@ class Harness:
             said_tokens = tokens[row, place, : lengths[row, place]]
             prediction = self.checkpoint.tokenizer.decode(said_tokens.tolist()).strip()
             text = {name: meta[name] for name in ("number", "id", "family", "question", "target", "style")}
-            frames = len(meta["times"])
+            first, frames = meta["crops"], len(meta["times"])  # the video's frames come after the crops of images
+            seen, later = slice(first, first + frames), slice(first + 1, first + frames)
             yield {
                 **text,
                 "prediction": prediction,
                 "right": task.judge(prediction, meta),
                 "frames": frames,
-                "kept": int(kept[row, :frames].sum()),
-                "mask": pack_mask(kept[row, :frames]),
+                "kept": int(kept[row, seen].sum()),
+                "mask": pack_mask(kept[row, seen]),
                 "cells": frames * kept.shape[-1],
-                "scores": None if scores is None else _count_scores(scores[row, 1:frames], kept[row, 1:frames]),
+                "scores": None if scores is None else _count_scores(scores[row, later], kept[row, later]),
             }
 
 

@@ -4,23 +4,26 @@ Videos differ in length, so there is a ladder of row shapes, the buckets: a vide
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, Source
+from sttts_jax.data.crops import layout_image
 from sttts_jax.data.evaluation import Asked, list_questions
 from sttts_jax.data.prompt import build_prefix, build_question
+from sttts_jax.data.reader import image_sizes
 from sttts_jax.data.record import Record, RecordError
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape, round_up
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.data.video import probe
+from sttts_jax.evals.question_digest import question_digest
 from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Setting
 
-BUCKET = 64  # row lengths are multiples of this: few different programs
+BUCKET = 64  # row lengths are multiples of this, and windows of images: few different programs
 QUESTION_BUCKET = 16  # lengths of questions are multiples of this
 # Decoding may correct the times that the packets announce, and with them a few digits of the time stamps.
 SLACK = 16
@@ -39,30 +42,43 @@ def frame_ladder(max_frames: int, steps: Sequence[int] = ()) -> list[int]:
 class RowBucket(NamedTuple):
     """Rows of one shape, and who goes there. Plain numbers, so that processes can tell each other.
 
-    frames, length  F and S of the rows, which hold videos without their questions
+    frames          of the videos; with `crops` of images before them F
+    crops, windows  of the images: part of F, and P
+    length          S of the rows, which hold videos and images without their questions
     most, longest   Q and T of a row's questions
     groups          numbers of the questions of each row
     """
 
     frames: int
+    crops: int
+    windows: int
     length: int
     most: int
     longest: int
     groups: list[list[int]]
 
+    def shape(self, data: DataConfig, fraction: str) -> RowShape:
+        """Of the rows, at a share of cells removed."""
+        return data.evaluation_shape(self.frames, fraction, self.length, self.crops, self.windows)
+
 
 class _Clip(NamedTuple):
-    """What is asked about one clip. One that cannot be read has duration None, as text alone has."""
+    """What is asked about: a clip of a video, images or both. What cannot be read is as text alone: neither."""
 
-    duration: float | None  # seconds
+    duration: float | None  # seconds; None without a video
     subtitles: Subtitles
+    images: Sequence[tuple[int, int]]  # height, width
     numbers: list[int]
 
 
 class _Sampled(NamedTuple):
-    """A clip at a setting: its frames, the tokens that its questions share, after pruning, and the rows it takes."""
+    """A clip at a setting: its frames, the crops and windows of its images, the tokens that its questions share, after
+    pruning, and the rows that it takes.
+    """
 
     frames: int
+    crops: int
+    windows: int
     alive: int
     groups: list[list[int]]
 
@@ -73,12 +89,12 @@ class Questions:
     Raises ValueError where the source is missing or empty, or `limit` below 1.
     """
 
-    def __init__(self, task: Task, source: Source, tokenizer: Tokenizer, cells: int, limit: int | None = None):
+    def __init__(self, task: Task, source: Source, tokenizer: Tokenizer, data: DataConfig, limit: int | None = None):
         if limit is not None and limit < 1:
             raise ValueError(f"limit {limit} must be at least 1")
         self.task, self.source, self.limit = task, source, limit
         self.records: Records = open_source(source)
-        self._tokenizer, self._cells = tokenizer, cells
+        self._tokenizer, self._data = tokenizer, data
         if not len(self.records):
             raise ValueError(f"task {task.name}: {source.name} ({source.split}) holds no records")
 
@@ -87,50 +103,73 @@ class Questions:
         """Every question, by its number."""
         return list_questions(self.records, self.limit)
 
-    def row_shape(self, data: DataConfig, setting: Setting) -> RowShape:
-        """A row for any clip with its longest question behind it; the length is rounded up to BUCKET."""
+    @cached_property
+    def digest(self) -> str:
+        """Of what is asked and the files that it is about."""
+        return question_digest(self.records, self.asked)
+
+    def row_shape(self, setting: Setting) -> RowShape:
+        """A row of the most frames for any clip with its longest question behind it, the tokens of images among its
+        text; the length is rounded up to BUCKET.
+        """
         longest = max(self._sampled(clip, setting, 1).alive for clip in self._clips) + self._longest
-        return data.evaluation_shape(setting.max_frames, setting.fraction, round_up(longest + SLACK, BUCKET))
+        return self._data.evaluation_shape(setting.max_frames, setting.fraction, round_up(longest + SLACK, BUCKET))
 
     def plan(self, setting: Setting, ladder: Sequence[int], rows: int, together: int = TOGETHER) -> list[RowBucket]:
-        """Every question, in buckets of ascending frames; the last one has the most frames and may have no questions.
+        """Every question, in buckets; the last one holds any video and may have no questions. Clips with images come
+        first, by ascending crops, and then those without, by ascending frames.
 
         ladder    frame counts, see `frame_ladder`
         rows      of a batch; clips that do not fill one are not worth a program and go one bucket up
         together  most questions in a row; those about one clip share rows whether or not they follow each other
         """
         clips = [self._sampled(clip, setting, together) for clip in self._clips]
+        pictured, plain = [clip for clip in clips if clip.crops], [clip for clip in clips if not clip.crops]
         most = max(len(group) for clip in clips for group in clip.groups)
-        buckets: list[RowBucket] = []
-        waiting: list[_Sampled] = []
-        below = -1
-        for frames in ladder:
-            waiting += [clip for clip in clips if below < clip.frames <= frames]
-            below = frames
-            groups = [group for clip in waiting for group in clip.groups]
-            if len(groups) >= rows or (groups and all(clip.frames <= frames for clip in clips)):
-                buckets.append(self._bucket(frames, most, waiting, groups))
-                waiting = []
-        if buckets[-1].frames < ladder[-1]:  # for clips that turn out to be longer than their packets say
-            longest = max(zip(clips, self._clips, strict=True), key=lambda pair: pair[0].alive)[1]
-            full = self._sampled(longest, dataclasses.replace(setting, max_fps=None), together)
-            buckets.append(self._bucket(ladder[-1], most, [full], []))
+        buckets = []
+        for _, members in _share(pictured, _crop_ladder(pictured), rows, lambda clip: clip.crops):
+            longest = max(clip.frames for clip in members)
+            buckets.append(self._bucket(next(rung for rung in (0, *ladder) if rung >= longest), most, members))
+        for frames, members in _share(plain, ladder, rows, lambda clip: clip.frames):
+            buckets.append(self._bucket(frames, most, members))
+        crops = max((clip.crops for clip in clips if clip.frames), default=0)
+        if buckets[-1].frames < ladder[-1] or buckets[-1].crops < crops:
+            # For clips that turn out to be longer than their packets say.
+            full = self._full(clips, setting)
+            buckets.append(self._bucket(ladder[-1], most, full)._replace(groups=[]))
         return buckets
 
-    def _bucket(self, frames: int, most: int, clips: Sequence[_Sampled], groups: list[list[int]]) -> RowBucket:
-        length = round_up(max(clip.alive for clip in clips) + SLACK, BUCKET)
-        return RowBucket(frames, length, most, round_up(self._longest, QUESTION_BUCKET), groups)
+    def _full(self, clips: Sequence[_Sampled], setting: Setting) -> list[_Sampled]:
+        """The videos, or text where there are none, as long as they can turn out to be: the one of most tokens."""
+        pairs = [pair for pair in zip(clips, self._clips, strict=True) if pair[0].frames]
+        pairs = pairs or list(zip(clips, self._clips, strict=True))
+        longest = max(pairs, key=lambda pair: pair[0].alive)[1]
+        full = self._sampled(longest, dataclasses.replace(setting, max_fps=None), 1)
+        return [full, *(clip for clip, _ in pairs)]
+
+    def _bucket(self, frames: int, most: int, clips: Sequence[_Sampled]) -> RowBucket:
+        return RowBucket(
+            frames=frames,
+            crops=max(clip.crops for clip in clips),
+            windows=round_up(max(clip.windows for clip in clips), BUCKET),
+            length=round_up(max(clip.alive for clip in clips) + SLACK, BUCKET),
+            most=most,
+            longest=round_up(self._longest, QUESTION_BUCKET),
+            groups=[group for clip in clips for group in clip.groups],
+        )
 
     def _sampled(self, clip: _Clip, setting: Setting, together: int) -> _Sampled:
         times: list[float] = []
         if clip.duration is not None:
             times = FrameSampling(setting.max_frames, setting.max_fps).times(clip.duration).tolist()
+        groups, data = _split(clip.numbers, together), self._data
+        images = [layout_image(size, data.size, data.grid, setting.max_crops) for size in clip.images]
         try:
-            prefix = build_prefix(self._tokenizer, times, cells=self._cells, subtitles=clip.subtitles)
-            alive = prefix.alive(setting.fraction, self._cells)
+            prefix = build_prefix(self._tokenizer, times, cells=data.cells, subtitles=clip.subtitles, images=images)
         except RecordError:  # said when it is asked
-            alive = 0
-        return _Sampled(len(times), alive, _split(clip.numbers, together))
+            return _Sampled(len(times), 0, 0, 0, groups)
+        alive = prefix.alive(setting.fraction, data.cells)
+        return _Sampled(len(times), sum(prefix.crops), len(prefix.pooling), alive, groups)
 
     @cached_property
     def _longest(self) -> int:
@@ -159,14 +198,15 @@ class Questions:
         try:
             record = self.records[number]
         except RecordError:
-            return clips.setdefault(number, _Clip(None, (), []))
-        video = number if isinstance(record.video, bytes) else record.video
-        key = (video, record.start, record.end, record.subtitles)
+            return clips.setdefault(number, _Clip(None, (), (), []))
+        files = (record.video, *record.images)
+        seen = number if any(isinstance(file, bytes) for file in files) else files
+        key = (seen, record.start, record.end, record.subtitles)
         if key not in clips:
             try:
-                clips[key] = _Clip(_duration(record), record.subtitles, [])
+                clips[key] = _Clip(_duration(record), record.subtitles, image_sizes(record), [])
             except RecordError:
-                clips[key] = _Clip(None, (), [])
+                clips[key] = _Clip(None, (), (), [])
         return clips[key]
 
 
@@ -189,3 +229,26 @@ def _split(numbers: Sequence[int], most: int) -> list[list[int]]:
     parts = -(-len(numbers) // most)
     size = -(-len(numbers) // parts)
     return [list(numbers[first : first + size]) for first in range(0, len(numbers), size)]
+
+
+def _share(
+    clips: Sequence[_Sampled], rungs: Sequence[int], rows: int, taken: Callable[[_Sampled], int]
+) -> Iterator[tuple[int, list[_Sampled]]]:
+    """(rung, its clips): those that take no more than it, and more than the one below; one rung up go those that do not
+    fill `rows` rows.
+    """
+    waiting: list[_Sampled] = []
+    below = -1
+    for rung in rungs:
+        waiting += [clip for clip in clips if below < taken(clip) <= rung]
+        below = rung
+        count = sum(len(clip.groups) for clip in waiting)
+        if count >= rows or (count and all(taken(clip) <= rung for clip in clips)):
+            yield rung, waiting
+            waiting = []
+
+
+def _crop_ladder(clips: Sequence[_Sampled]) -> list[int]:
+    """Crops of the buckets: 2, 4, 8, .. and the most that there are."""
+    most = max((clip.crops for clip in clips), default=0)
+    return [*(crops for crops in (2 << i for i in range(most.bit_length())) if crops < most), most]

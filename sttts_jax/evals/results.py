@@ -1,4 +1,4 @@
-"""Counts, and results.json: what was measured, of which step, at which setting."""
+"""Counts, and results.json: what was measured, of which step, at which setting, by its fingerprint."""
 
 import dataclasses
 import json
@@ -7,9 +7,9 @@ from typing import Any
 
 from sttts_jax.ckpt.meta import check_config
 from sttts_jax.evals.accuracy import Accuracy, wilson
-from sttts_jax.paths import PathLike, as_path, read_json, write_json, write_text
+from sttts_jax.paths import PathLike, as_path, check_writable, file_name, read_json, write_json, write_text
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RESULTS = "results.json"
 
 
@@ -39,36 +39,35 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What has to be equal for a result to be the same measurement. `records`: of the source, which may be rebuilt."""
+    """What was measured, for a reader. What tells it from any other measurement is its fingerprint."""
 
     task: str
     source: str
     records: int
     step: int
+    method: str
     fraction: str
     max_frames: int
     max_fps: float | None
+    max_crops: int
     limit: int | None
     seed: int
 
-    @property
-    def file_name(self) -> str:
-        """Of the predictions; different keys of one source have different names."""
-        task = "".join(c if c.isalnum() or c in "-." else "_" for c in self.task)[-80:]
-        parts = [f"step{self.step}", task, f"k{self.fraction}", f"f{self.max_frames}"]
-        parts += [f"{name}{value}" for name, value in (("fps", self.max_fps), ("n", self.limit)) if value is not None]
-        parts += [f"seed{self.seed}"] if self.seed else []
-        return "_".join(parts) + ".jsonl"
+    def file_name(self, fingerprint: str) -> str:
+        """Of the predictions."""
+        parts = [f"step{self.step}", file_name(self.task, 60), self.method, f"k{self.fraction}", f"f{self.max_frames}"]
+        return "_".join([*parts, fingerprint[:16]]) + ".jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One task at one setting. Predictions lie in a file beside results.json, one JSON object a question.
+    """One task at one setting. Predictions lie in a file beside results.json, one JSON object a question; before they
+    are there it has no name.
 
     kept_share            cells that lived, of all cells of all frames
     frames_mean           frames of a question; below max_frames where the clips are short
     seconds_per_question  decoding and answering, without compiling
-    buckets               the shapes of rows: {"frames", "length", "rows"}, and how many rows there were of each
+    buckets               the shapes of rows: {"frames", "crops", "length", "rows"}, how many rows there were of each
     rows                  of a batch
     bad                   questions that could not be asked: {"id", "error"}; not part of any accuracy
     histogram             counts of scores after first frames, kept and dropped, between "edges"; None without a scorer
@@ -86,7 +85,7 @@ class Result:
     rows: int
     bad: Sequence[Mapping[str, Any]]
     histogram: Mapping[str, Sequence[float]] | None
-    predictions: str
+    predictions: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -110,33 +109,51 @@ class ResultsFile:
     """DIR/results.json of one run, written whole after every result, so that an evaluation goes on where it stopped."""
 
     def __init__(self, directory: PathLike, name: str, config: Mapping[str, Any], overwrite: bool = False):
-        """overwrite: nothing that lies there is used. Raises ValueError where it is another run's, or not readable."""
+        """overwrite: what lies there is not found, and replaced where it is measured again. Raises ValueError where it
+        is another run's, or not readable.
+        """
         self.directory = as_path(directory)
-        self._head = {"format_version": FORMAT_VERSION, "run": name, "config": dict(config)}
-        self._results = [] if overwrite else self._read(config)
+        self._head: dict[str, Any] = {"format_version": FORMAT_VERSION, "run": name, "config": dict(config)}
+        self._overwrite = overwrite
+        self._read()
 
-    def _read(self, config: Mapping[str, Any]) -> list[Result]:
+    def _read(self) -> dict[str, Any]:
+        """{fingerprint: JSON of its result}."""
         path = self.directory / RESULTS
         if not path.exists():
-            return []
-        saved = read_json(path)
-        if not isinstance(saved, dict) or saved.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"{path}: is not a results file of this version; use another --out or --overwrite")
-        check_config({"config": json.dumps(saved["config"])}, config)
-        return [Result.from_json(fields) for fields in saved["results"]]
+            return {}
+        try:
+            saved = read_json(path)
+            if not isinstance(saved, dict) or saved.get("format_version") != FORMAT_VERSION:
+                raise ValueError(f"{path}: is not a results file of this version; use another --out or --overwrite")
+            check_config({"config": json.dumps(saved["config"])}, self._head["config"])
+        except ValueError:
+            if not self._overwrite:
+                raise
+            return {}
+        return {entry.pop("fingerprint"): entry for entry in saved["results"]}
 
-    def find(self, key: Key) -> Result | None:
+    def check_writable(self) -> None:
+        """Raises ValueError where no result can be put."""
+        check_writable(self.directory / RESULTS)
+
+    def find(self, fingerprint: str) -> Result | None:
         """The result of exactly this measurement, if it is there with its predictions."""
-        found = next((result for result in self._results if result.key == key), None)
+        entry = None if self._overwrite else self._read().get(fingerprint)
+        found = None if entry is None else Result.from_json(entry)
         return found if found is not None and (self.directory / found.predictions).exists() else None
 
-    def put(self, result: Result, predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Adds a result, or replaces the same measurement, with its predictions."""
+    def put(self, fingerprint: str, result: Result, predictions: Sequence[Mapping[str, Any]]) -> Result:
+        """Adds a result, or replaces the same measurement, with its predictions; gives it with their name."""
+        entries, result = self._read(), dataclasses.replace(result, predictions=result.key.file_name(fingerprint))
         lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in predictions)
         write_text(self.directory / result.predictions, lines)
-        self._results = [old for old in self._results if old.key != result.key] + [result]
-        write_json(self.directory / RESULTS, {**self._head, "results": [r.to_json() for r in self._results]})
+        entries = {**entries, fingerprint: result.to_json()}
+        results = [{"fingerprint": known, **entry} for known, entry in entries.items()]
+        write_json(self.directory / RESULTS, {**self._head, "results": results})
+        return result
 
     def predictions(self, result: Result) -> list[dict[str, Any]]:
         """The predictions of a result, in the order of the questions."""
-        return [json.loads(line) for line in (self.directory / result.predictions).read_text().splitlines()]
+        with (self.directory / result.predictions).open() as file:
+            return [json.loads(line) for line in file]

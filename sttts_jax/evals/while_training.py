@@ -57,7 +57,7 @@ class _WhileTraining:
         self._harness = Harness(checkpoint, evaluation.batch)
         for task in map(find_task, evaluation.tasks):
             source = task_source(task, config.data)
-            questions = Questions(task, source, run.tokenizer, config.data.cells, evaluation.limit or None)
+            questions = Questions(task, source, run.tokenizer, config.data, evaluation.limit or None)
             self._questions.append(questions)
 
 

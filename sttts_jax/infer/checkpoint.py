@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.data.config import DataConfig
+from sttts_jax.data.crops import evaluation_crops
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape
 from sttts_jax.data.tokenizer import Tokenizer
@@ -19,7 +20,7 @@ from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import Vlm
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.pruning.budget import as_fraction
-from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.pruning.config import METHODS, REMOVING_NOTHING, WITH_SCORER, PruneConfig
 
 
 def all_devices() -> jax.sharding.Mesh:
@@ -36,15 +37,20 @@ def canonical_fraction(value: str | float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """At what the model is asked, maybe other than in training: the share of cells to remove, and the sampling."""
+    """At what the model is asked, maybe other than in training: the share of cells to remove, the sampling of frames,
+    and the most tiles of an image, 0 for the whole picture alone.
+    """
 
     fraction: str
     max_frames: int
     max_fps: float | None
+    max_crops: int = 0
 
     def __post_init__(self) -> None:
         if self.max_frames < 1 or (self.max_fps is not None and not self.max_fps > 0):
             raise ValueError(f"max_frames={self.max_frames} and max_fps={self.max_fps} must be positive")
+        if self.max_crops < 0:
+            raise ValueError(f"max_crops={self.max_crops} must not be negative; 0 is the whole picture alone")
         object.__setattr__(self, "fraction", canonical_fraction(self.fraction))
 
 
@@ -56,6 +62,7 @@ class Checkpoint:
     directory   of the run, as text
     config      of the run, as nested dicts
     load        mesh -> parameters on it
+    content     reads the files of its weights and tokenizer for their digest
     place       what makes the mesh; asked once
     """
 
@@ -70,15 +77,36 @@ class Checkpoint:
     attention: str
     tokenizer: Tokenizer
     load: Callable[[jax.sharding.Mesh], Any]
+    content: Callable[[], str]
     place: Callable[[], jax.sharding.Mesh] = all_devices
 
     @property
     def trained(self) -> Setting:
-        """The setting of the training."""
-        return Setting(self.pruning.removed, self.data.max_frames, self.data.max_fps)
+        """The setting of the training, with as many tiles of an image as evaluation takes."""
+        crops = evaluation_crops(self.data.grid)
+        return Setting(self.pruning.removed, self.data.max_frames, self.data.max_fps, crops)
+
+    def with_method(self, method: str) -> "Checkpoint":
+        """The same weights pruned by another method of `pruning.config`, at the share of the run's config.
+
+        Raises ValueError for an unknown one, and for one with a scorer where there is none.
+        """
+        known = [name for name in METHODS if self.pruning.has_scorer or name not in WITH_SCORER]
+        if method in METHODS and method not in known:
+            raise ValueError(
+                f"{self.directory}: has no scorer, so it cannot prune by method {method!r}; choose one of "
+                f"{', '.join(known)}, or train a scorer"
+            )
+        fractions = self.pruning.fractions if method not in REMOVING_NOTHING else ()
+        pruning = dataclasses.replace(self.pruning, method=method, fractions=fractions)
+        return dataclasses.replace(self, pruning=pruning.check())
 
     def setting(
-        self, fraction: str | float | None = None, max_frames: int | None = None, max_fps: float | None = None
+        self,
+        fraction: str | float | None = None,
+        max_frames: int | None = None,
+        max_fps: float | None = None,
+        max_crops: int | None = None,
     ) -> Setting:
         """The trained setting with changes. A method that drops nothing stays at fraction 0. Raises ValueError."""
         usual = self.trained
@@ -86,7 +114,18 @@ class Checkpoint:
             canonical_fraction(fraction) if fraction is not None and self.pruning.removes else usual.fraction,
             usual.max_frames if max_frames is None else max_frames,
             usual.max_fps if max_fps is None else max_fps,
+            usual.max_crops if max_crops is None else max_crops,
         )
+
+    def exact_setting(self, fraction: str | float | None = None, *others: Any) -> Setting:
+        """As `setting`. Raises ValueError as well where a fraction is asked of a method that drops nothing."""
+        setting = self.setting(fraction, *others)
+        if fraction is not None and canonical_fraction(fraction) != setting.fraction:
+            raise ValueError(
+                f"the checkpoint's pruning method {self.pruning.method!r} removes nothing, so a fraction of "
+                f"{fraction} cannot be had; leave it out, or choose another method, such as 'easy'"
+            )
+        return setting
 
     def frame_sampling(self, setting: Setting) -> FrameSampling:
         """How frames are chosen at a setting: by the rule of the training."""
@@ -108,6 +147,11 @@ class Checkpoint:
     @property
     def _kernels(self) -> str:
         return choose_kernels(self.attention, self.mesh.devices.flat[0].platform, self.dtype, self.vlm.vit.patches)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its weights and its tokenizer, whatever they are called: read on first use."""
+        return self.content()
 
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:

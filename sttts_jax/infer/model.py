@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sttts_jax.data.crops import EVALUATION_CROPS, ImageCrops, crop_image, read_image
+from sttts_jax.data.crops import ImageCrops, crop_image, read_image
 from sttts_jax.data.prompt import build_prefix
 from sttts_jax.data.record import Line, check_lines
 from sttts_jax.data.subtitles import cut_subtitles, read_subtitles
 from sttts_jax.data.video import Video, decode, display_size
-from sttts_jax.infer.checkpoint import Checkpoint, Setting, canonical_fraction
+from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.infer.engine import Engine
 from sttts_jax.infer.scene import Scene
 
@@ -46,7 +46,7 @@ class Model:
         pruned_fraction: str | float | None = None,
         max_frames: int | None = None,
         max_fps: float | None = None,
-        max_crops: int = EVALUATION_CROPS,
+        max_crops: int | None = None,
         name: str | None = None,
     ) -> Scene:
         """Reads files into host memory; no device is touched.
@@ -57,15 +57,16 @@ class Model:
         subtitles        a .srt or .vtt file of the whole video, or lines (start, end, text) in its seconds
         pruned_fraction  share of the video's cells to remove, a decimal
         max_frames       of the video at most, and max_fps of them a second; all three as trained where None
-        max_crops        most high-resolution tiles of an image, 0 for the whole picture alone
+        max_crops        most high-resolution tiles of an image, 0 for the whole picture alone; None: 24, if the model's
+                         crops are large enough to have margins
         name             in errors and pages, where a video is bytes
 
         Raises ValueError, one sentence that names the file, for whatever cannot be used.
         """
         checkpoint, data = self.checkpoint, self.checkpoint.data
-        setting = self._setting(pruned_fraction, max_frames, max_fps)
+        setting = checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops)
         lines = read_subtitles(subtitles) if isinstance(subtitles, str | Path) else check_lines(subtitles)
-        crops = [self._crops(image, max_crops) for image in images]
+        crops = [self._crops(image, setting.max_crops) for image in images]
         pictures, times, show = [image.crops for image in crops], np.zeros(0), None
         name = name or (Path(video).name if isinstance(video, str | Path) else "video" if video else "images")
         if video is not None:
@@ -85,15 +86,6 @@ class Model:
         )
         pixels = np.concatenate([np.zeros((0, *data.size, 3), np.uint8), *pictures])
         return Scene(self._engine, name, setting, prefix, pixels, times + (start or 0.0), show)
-
-    def _setting(self, fraction: str | float | None, max_frames: int | None, max_fps: float | None) -> Setting:
-        setting = self.checkpoint.setting(fraction, max_frames, max_fps)
-        if fraction is not None and canonical_fraction(fraction) != setting.fraction:
-            raise ValueError(
-                f"the checkpoint's pruning method {self.checkpoint.pruning.method!r} removes nothing, so a fraction of "
-                f"{fraction} cannot be had; leave it out, or take a checkpoint with a scorer"
-            )
-        return setting
 
     def _crops(self, image: MediaFile, max_crops: int) -> ImageCrops:
         return crop_image(read_image(image), self.checkpoint.data.size, self.checkpoint.vlm.vit.grid, max_crops)

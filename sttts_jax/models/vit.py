@@ -35,6 +35,8 @@ from sttts_jax.pruning.layout import Attends, FlatFrames, Layout, Undropped, Who
 from sttts_jax.pruning.scorer import Scorer
 from sttts_jax.pruning.select import Kept, select_cells
 
+SCORER_LEAVES = "vit/scorer/"  # what the names of a scorer's parameters begin with
+
 
 class VitOutput(NamedTuple):
     """features [B, K, W, len(feature_layers) * D] of the survivors; kept; scorer logits float32 [B, F, C] or None;

@@ -16,11 +16,11 @@ from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.scene import Answer, Scene
 from sttts_jax.models.vit import Vit
 from sttts_jax.models.vlm import pixels_to_patches
-from sttts_jax.paths import PathLike, as_path, write_bytes, write_text
+from sttts_jax.paths import PathLike, as_path, check_writable, write_bytes, write_text
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.report.page import score_page
-from sttts_jax.report.views import ScoreView
+from sttts_jax.report.views import ScoreView, Turn
 
 ENDINGS = (".html", ".npz")
 
@@ -61,7 +61,7 @@ def view_video(
     end: float | None = None,
     seed: int = 0,
     kept: str | None = None,
-    **words: str | None,
+    dialogue: Sequence[Turn] = (),
 ) -> ScoreView:
     """A video file (its path or bytes) through a checkpoint. It is decoded twice, squashed for the model and in its own
     aspect ratio for the page, before the checkpoint is touched.
@@ -70,7 +70,7 @@ def view_video(
     start, end  of the clip, seconds
     seed        of methods that choose at random
     kept        the packed mask that an answer was given on, which a method that chooses at random would not hit again
-    words       question, answer and truth, as in ScoreView
+    dialogue    what was asked and said
 
     Raises VideoError.
     """
@@ -83,7 +83,7 @@ def view_video(
         keep, scores = look(checkpoint, seen.frames, setting.fraction, seed)
     else:
         keep, scores = unpack_mask(kept, (len(seen.frames), *checkpoint.vlm.vit.cell_grid.shape)), None
-    return _view(checkpoint, setting, name, shown, seen.times + (start or 0.0), keep, scores, **words)
+    return _view(checkpoint, setting, name, shown, seen.times + (start or 0.0), keep, scores, dialogue)
 
 
 def view_scene(scene: Scene, answers: Sequence[Answer]) -> ScoreView:
@@ -94,11 +94,8 @@ def view_scene(scene: Scene, answers: Sequence[Answer]) -> ScoreView:
     shown = scene.shown()
     if scene.keep is None:
         raise ValueError(f"{scene.name}: what is kept is known after a question; ask one first")
-    words = {
-        "question": " / ".join(answer.question for answer in answers) or None,
-        "answer": " / ".join(answer.text for answer in answers) or None,
-    }
-    return _view(scene.checkpoint, scene.setting, scene.name, shown, scene.times, scene.keep, scene.scores, **words)
+    dialogue = [Turn(answer.question, answer.text) for answer in answers]
+    return _view(scene.checkpoint, scene.setting, scene.name, shown, scene.times, scene.keep, scene.scores, dialogue)
 
 
 def _view(
@@ -109,7 +106,7 @@ def _view(
     times: np.ndarray,
     keep: np.ndarray,
     scores: np.ndarray | None,
-    **words: str | None,
+    dialogue: Sequence[Turn],
 ) -> ScoreView:
     height, width = checkpoint.data.size
     rate = "" if setting.max_fps is None else f" and {setting.max_fps:g} a second"
@@ -122,7 +119,7 @@ def _view(
         method=checkpoint.pruning.method,
         checkpoint=f"{checkpoint.directory}, step {checkpoint.step}",
         scores=scores,
-        **words,
+        dialogue=dialogue,
         facts={
             "Clip": f"{shown.duration:.2f} s",
             "Frames": f"{len(keep)}, at most {setting.max_frames}{rate}",
@@ -135,7 +132,7 @@ def write_view(view: ScoreView, path: PathLike) -> None:
     """A page (.html), or arrays (.npz): `keep` bool [F, gh, gw], `times` float64 [F] in seconds of the file,
     `fraction`, and, for methods with a scorer, `scores` float32 [F, gh, gw]. Raises ValueError for another ending.
     """
-    check_ending(path)
+    check_file(path)
     if as_path(path).suffix == ".html":
         write_text(path, score_page(view))
         return
@@ -147,7 +144,8 @@ def write_view(view: ScoreView, path: PathLike) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def check_ending(path: PathLike) -> None:
-    """Raises ValueError for a file that `write_view` does not write."""
+def check_file(path: PathLike) -> None:
+    """Raises ValueError for a file that `write_view` does not write, and where it cannot be written."""
+    check_writable(path)
     if as_path(path).suffix not in ENDINGS:
         raise ValueError(f"{path} must end in {' or '.join(ENDINGS)}")

@@ -209,17 +209,19 @@ def _panel_lines(runs: Sequence[RunView], key: str) -> list[Line]:
 
 
 def _clips(views: Sequence[ScoreView]) -> list[dict[str, Any]]:
-    """Views of the same video and question that follow each other, together."""
+    """Views of the same video and questions that follow each other, together."""
     clips: list[dict[str, Any]] = []
     budget = STRIP_BUDGET // max(1, len(views)) * 2
     for view in views:
         strip = {
             "view": view,
             "method": METHOD_NAMES.get(view.method, view.method),
+            "dialogue": view.dialogue,
             "shots": shots(view, spread(len(view.frames), CLIP_FRAMES), budget),
         }
-        if clips and (clips[-1]["video"], clips[-1]["question"]) == (view.video, view.question):
+        asked = [turn.question for turn in view.dialogue]
+        if clips and (clips[-1]["video"], clips[-1]["asked"]) == (view.video, asked):
             clips[-1]["strips"].append(strip)
         else:
-            clips.append({"video": view.video, "question": view.question, "truth": view.truth, "strips": [strip]})
+            clips.append({"video": view.video, "asked": asked, "dialogue": view.dialogue, "strips": [strip]})
     return clips

@@ -1,6 +1,7 @@
 """Results of several runs as one page: tables, curves, speed, and what was kept of a few clips."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,39 +13,56 @@ from sttts_jax.evals.evaluate import Evaluation
 from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
 from sttts_jax.evals.questions import Questions
 from sttts_jax.infer.checkpoint import Checkpoint
-from sttts_jax.paths import PathLike, write_bytes, write_text
+from sttts_jax.paths import PathLike, as_path, check_writable, write_bytes, write_text
 from sttts_jax.report.film import kept_tokens_png
 from sttts_jax.report.look import view_video
 from sttts_jax.report.page import training_report
 from sttts_jax.report.speed import prefill_seconds
-from sttts_jax.report.views import ReportView, RunView, ScoreView
+from sttts_jax.report.views import ReportView, RunView, ScoreView, Turn
 
 CLIPS = 4
 LONGEST = 80  # characters of an answer
 SHOWN = ("scorer", "random")  # methods whose kept tokens are shown
 
 
-def write_report(
-    runs: Sequence[Evaluation],
-    rows: int,
-    *,
-    page: PathLike | None = None,
-    picture: PathLike | None = None,
-    made_by: str = "",
-) -> None:
-    """The first task as a page that compares the runs (.html), and as a picture of what one of them keeps (.png).
+@dataclass(frozen=True)
+class Report:
+    """What to write about an evaluation.
 
-    `rows` of a batch in the measured prefill, which takes a while; `made_by`: how to make the page again. Raises
-    ValueError where no run that was evaluated can be shown in the picture.
+    page     an .html page that compares the runs on the first task and measures prefills
+    picture  a .png of kept tokens of a run of method scorer
+    made_by  how to make it again, in the foot of the page
+
+    Raises ValueError for files of another ending, and where they cannot be written.
     """
-    view = report_view(runs, prefill_by_fraction(runs, rows) if page else [{} for _ in runs], rows, made_by)
-    if page:
-        write_text(page, training_report(view))
-    if picture:
+
+    page: PathLike | None = None
+    picture: PathLike | None = None
+    made_by: str = "sttts_jax.api.evaluate"
+
+    def __post_init__(self) -> None:
+        for name, file, ending in (("report", self.page, ".html"), ("picture", self.picture, ".png")):
+            if file is not None and as_path(file).suffix != ending:
+                raise ValueError(f"{name} {file} must end in {ending}")
+            if file is not None:
+                check_writable(file)
+
+
+def write_report(runs: Sequence[Evaluation], rows: int, report: Report) -> None:
+    """The first task as a page that compares the runs, and as a picture of what one of them keeps.
+
+    `rows` of a batch in the measured prefill, which takes a while. Raises ValueError where no run that was evaluated
+    can be shown in the picture.
+    """
+    speed = prefill_by_fraction(runs, rows) if report.page else [{} for _ in runs]
+    view = report_view(runs, speed, rows, report.made_by)
+    if report.page:
+        write_text(report.page, training_report(view))
+    if report.picture:
         shown = next((clip for clip in view.clips if clip.method == "scorer"), None)
         if shown is None:
             raise ValueError("the picture shows a run of method scorer at its trained fraction, and none was evaluated")
-        write_bytes(picture, kept_tokens_png(shown))
+        write_bytes(report.picture, kept_tokens_png(shown))
 
 
 def prefill_by_fraction(runs: Sequence[Evaluation], rows: int) -> list[dict[str, float]]:
@@ -55,10 +73,7 @@ def prefill_by_fraction(runs: Sequence[Evaluation], rows: int) -> list[dict[str,
         for setting in run.settings
         if setting.max_frames == run.checkpoint.trained.max_frames
     ]
-    shapes = [
-        (runs[number].checkpoint, runs[number].questions[0].row_shape(runs[number].checkpoint.data, setting))
-        for number, setting in timed
-    ]
+    shapes = [(runs[number].checkpoint, runs[number].questions[0].row_shape(setting)) for number, setting in timed]
     speed: list[dict[str, float]] = [{} for _ in runs]
     for (number, setting), value in zip(timed, prefill_seconds(shapes, rows), strict=True):
         speed[number][setting.fraction] = value
@@ -151,6 +166,8 @@ def clips(runs: Sequence[Evaluation], questions: Questions) -> list[ScoreView]:
 def _clip(checkpoint: Checkpoint, record: Record, said: Mapping[str, Any]) -> ScoreView:
     """The video of a question as a checkpoint keeps it at its trained setting; `said`: its line of predictions."""
     assert record.video is not None
+    # Where the judge calls another spelling right, the right one is shown.
+    answer = said["target"] if said["right"] else said["prediction"][:LONGEST] or "nothing"
     return view_video(
         checkpoint,
         record.video,
@@ -158,11 +175,8 @@ def _clip(checkpoint: Checkpoint, record: Record, said: Mapping[str, Any]) -> Sc
         name=record.id,
         start=record.start,
         end=record.end,
-        question=said["question"],
-        # Where the judge calls another spelling right, the right one is shown.
-        answer=said["target"] if said["right"] else said["prediction"][:LONGEST] or "nothing",
-        truth=said["target"],
         kept=said["mask"],
+        dialogue=[Turn(said["question"], answer, said["target"])],
     )
 
 

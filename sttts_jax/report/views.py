@@ -10,6 +10,15 @@ from sttts_jax.evals.accuracy import Accuracy
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A question about a video, what the model said, and the right answer, where they are known."""
+
+    question: str
+    answer: str | None = None
+    truth: str | None = None
+
+
+@dataclass(frozen=True)
 class ScoreView:
     """One video and what a checkpoint kept of it.
 
@@ -25,9 +34,7 @@ class ScoreView:
     method: str  # name of the selection: scorer, random, ...
     checkpoint: str  # where the weights come from, as text
     scores: np.ndarray | None = None  # float [F, gh, gw] in [0, 1]; None for methods that have none
-    question: str | None = None
-    answer: str | None = None  # of the model
-    truth: str | None = None  # the right answer, where it is known
+    dialogue: Sequence[Turn] = ()  # what was asked of what is shown
     facts: Mapping[str, str] = field(default_factory=dict)  # more lines for the foot of the page
 
     def __post_init__(self) -> None:
@@ -95,7 +102,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class ReportView:
-    """Several runs side by side. `clips` of the same video and question that follow each other are shown together."""
+    """Several runs side by side. `clips` of the same video and questions that follow each other are shown together."""
 
     title: str
     runs: Sequence[RunView]

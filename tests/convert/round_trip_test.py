@@ -18,7 +18,7 @@ import pytest
 from sttts_jax.ckpt import slices
 from sttts_jax.ckpt.files import problem_of
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
-from sttts_jax.ckpt.meta import build_meta, saved_config
+from sttts_jax.ckpt.meta import build_meta, fresh_leaves, saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.cli import convert
 from sttts_jax.convert import import_plan
@@ -270,6 +270,7 @@ def test_from_python(tmp_path: Path) -> None:
     params = load_params(place)
     assert done.nbytes == planned.nbytes == tree_bytes(params) and done.parameters == param_count(params)
     assert done.tensors == len(tensors) and done.fresh and all(leaf.startswith("vit/scorer/") for leaf in done.fresh)
+    assert fresh_leaves(read_meta(place)) == list(done.fresh)
     back = convert_to_hf(place, tmp_path / "back", names="native", dtype="float32", shard_gb=1e-5)
     assert back.tensors == len(read_hf(tmp_path / "back")) + len(read_hf(tmp_path / "back" / "scorer.safetensors"))
     assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 1

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sttts_jax.data import evaluation
 from sttts_jax.data.config import DataConfig, Source
 from sttts_jax.data.evaluation import Asked, EvalBatch, QuestionShape, eval_batches, list_questions
 from sttts_jax.data.record import Message, Record
@@ -43,7 +42,7 @@ def _facts(batches: list[EvalBatch]) -> list[dict[str, Any]]:
 
 def test_every_question_once_in_its_row(records: Records, tokenizer: Tokenizer) -> None:
     groups = _groups(records)
-    batches = list(eval_batches(records, tokenizer, SHAPE, ROOM, groups, SAMPLING, rows=8))
+    batches = list(eval_batches(records, tokenizer, SHAPE, ROOM, groups, SAMPLING, max_crops=0, rows=8))
     expected = [(r.id, m.question, m.answer) for r in (records[i] for i in range(8)) for m in r.messages]
     facts = _facts(batches)
     assert [(m["id"], m["question"], m["answer"]) for m in facts] == expected
@@ -55,14 +54,14 @@ def test_every_question_once_in_its_row(records: Records, tokenizer: Tokenizer) 
         own = [len(group) for group in groups[8 * number : 8 * number + 8]]
         assert (batch.lengths > 0).sum(axis=1).tolist() == own + [0] * (8 - len(own))
         assert not batch.arrays["weights"].any()
-    keys = {"number", "id", "family", "question", "answer", "target", "options", "style", "times"}
+    keys = {"number", "id", "family", "question", "answer", "target", "options", "style", "times", "crops"}
     assert set(facts[0]) == keys
 
 
 def test_a_row_and_its_question_are_the_prompt(records: Records, tokenizer: Tokenizer) -> None:
     """Token for token and position for position, and no vision token is left for the question."""
     groups = _groups(records, 12)
-    batch = next(eval_batches(records, tokenizer, SHAPE, ROOM, groups, SAMPLING, rows=len(groups)))
+    batch = next(eval_batches(records, tokenizer, SHAPE, ROOM, groups, SAMPLING, max_crops=0, rows=len(groups)))
     for row, group in enumerate(groups):
         end = int((batch.arrays["example"][row] >= 0).sum())
         for place, asked in enumerate(group):
@@ -81,7 +80,11 @@ def test_a_row_and_its_question_are_the_prompt(records: Records, tokenizer: Toke
 def test_processes_share_the_rows_of_each_batch(records: Records, tokenizer: Tokenizer) -> None:
     groups = _groups(records, 50)
     split = [
-        list(eval_batches(records, tokenizer, SHAPE, ROOM, groups, SAMPLING, rows=4, shard_index=i, shard_count=n))
+        list(
+            eval_batches(
+                records, tokenizer, SHAPE, ROOM, groups, SAMPLING, max_crops=0, rows=4, shard_index=i, shard_count=n
+            )
+        )
         for n, i in ((1, 0), (2, 0), (2, 1))
     ]
     assert {len(part) for part in split} == {-(-len(groups) // 4)}
@@ -95,7 +98,7 @@ def test_processes_share_the_rows_of_each_batch(records: Records, tokenizer: Tok
         ({"rows": 4, "questions": QuestionShape(2, 96)}, "a group of 3 questions does not fit the 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            options = {"questions": ROOM, "groups": groups, "sampling": SAMPLING, **bad}
+            options = {"questions": ROOM, "groups": groups, "sampling": SAMPLING, "max_crops": 0, **bad}
             next(eval_batches(records, tokenizer, SHAPE, **options))
 
 
@@ -104,10 +107,10 @@ def test_rows_of_more_and_of_too_few_frames(records: Records, tokenizer: Tokeniz
     config = DataConfig(sources=(), max_frames=8, row_length=600, image_size=24)
     shape = config.evaluation_shape(max_frames=16, fraction="0.75", row_length=700)
     sampling = FrameSampling(16, 4.0)
-    batch = next(eval_batches(records, tokenizer, shape, ROOM, _groups(records), sampling, rows=2))
+    batch = next(eval_batches(records, tokenizer, shape, ROOM, _groups(records), sampling, max_crops=0, rows=2))
     check_batch(batch.arrays, shape)
     assert (batch.arrays["frame_item"][0] >= 0).sum() == 15
-    batch = next(eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), sampling, rows=2))
+    batch = next(eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), sampling, max_crops=0, rows=2))
     assert not batch.lengths.any() and (batch.arrays["example"] < 0).all()
     assert all(m["unfit"] and "takes 15 frames and a row has 8" in m["error"] for m in _facts([batch]))
 
@@ -117,14 +120,14 @@ def test_a_question_that_cannot_be_asked_leaves_the_others(tokenizer: Tokenizer,
     line = {"messages": [asked, {**asked, "answer": "c"}, {**asked, "question": "Q " * 200}]}
     (tmp_path / "set.jsonl").write_text(json.dumps(line))
     records = open_source(Source(f"jsonl:{tmp_path}/set.jsonl"))
-    (batch,) = eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), SAMPLING, rows=1)
+    (batch,) = eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), SAMPLING, max_crops=0, rows=1)
     assert (batch.lengths[0] > 0).tolist() == [True, False, False]
     errors = [m.get("error", "") for m in _facts([batch])]
     assert not errors[0] and "none of the options" in errors[1] and "a question has 96" in errors[2]
     assert not any(m.get("unfit") for m in _facts([batch]))
 
 
-def test_images_come_before_the_video(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_come_before_the_video(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """A row for a video and its images; what has no room is named, and whether larger rows would help."""
     video = encode_mp4(np.full((8, 16, 16, 3), 100, np.uint8), 8)
     Image.fromarray(np.full((20, 50, 3), 200, np.uint8)).save(tmp_path / "a.png")
@@ -139,9 +142,8 @@ def test_images_come_before_the_video(tokenizer: Tokenizer, tmp_path: Path, monk
     shape = config.evaluation_shape(crops=10)
     assert (shape.frames, shape.windows) == (14, 1960)
     groups = [[Asked(i, 0, i)] for i in range(4)]
-    monkeypatch.setattr(evaluation, "EVALUATION_CROPS", 1)
     sampling = FrameSampling(4, 2.0)
-    (batch,) = eval_batches(records, tokenizer, shape, ROOM, groups, sampling, rows=4)
+    (batch,) = eval_batches(records, tokenizer, shape, ROOM, groups, sampling, max_crops=1, rows=4)
     check_batch(batch.arrays, shape)
     assert batch.arrays["frame_item"][0, :8].tolist() == [0, 0, 1, 1, 2, 2, 2, -1]
     assert batch.arrays["frame_prunable"][0, :8].tolist() == [False] * 4 + [True] * 3 + [False]
@@ -151,7 +153,9 @@ def test_images_come_before_the_video(tokenizer: Tokenizer, tmp_path: Path, monk
     assert errors[0] == errors[1] == ("", None)
     assert errors[2][0].endswith("b.png: no such file") and not errors[2][1]
     assert errors[3][0].startswith("many: takes 12 crops and a row has 10") and errors[3][1]
-    (batch,) = eval_batches(records[:1], tokenizer, config.evaluation_shape(), ROOM, groups[:1], sampling, rows=1)
+    (batch,) = eval_batches(
+        records[:1], tokenizer, config.evaluation_shape(), ROOM, groups[:1], sampling, max_crops=1, rows=1
+    )
     assert _facts([batch])[0]["error"] == "both: has images, for which rows have no room; set crops_per_row above 0"
 
 
@@ -160,7 +164,7 @@ def test_a_bad_video_is_marked_and_the_rest_asked(tokenizer: Tokenizer, tmp_path
     lines = [{"video": v, "messages": [{"question": "Q", "answer": "B"}] * 2} for v in ("a.mp4", "gone.mp4", "a.mp4")]
     (tmp_path / "set.jsonl").write_text("\n".join([*map(json.dumps, lines), "{"]))
     records = open_source(Source(f"jsonl:{tmp_path}/set.jsonl"))
-    batches = list(eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), SAMPLING, rows=2))
+    batches = list(eval_batches(records, tokenizer, SHAPE, ROOM, _groups(records), SAMPLING, max_crops=0, rows=2))
     counts = np.concatenate([(b.lengths > 0).sum(axis=1) for b in batches])
     assert counts.tolist() == [2, 0, 2, 0]
     errors = [m.get("error") for m in _facts(batches)]

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _questions(checkpoint: Checkpoint, folder: Path) -> Questions:
     task = find_task(f"jsonl:{folder / 'own.jsonl'}")
-    return Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
+    return Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ FLAGS = ["--tasks", "shapes_video_qa", "--limit", str(LIMIT), "--batch", "8"]
 
 def _questions(checkpoint: Checkpoint, name: str = "shapes_video_qa", limit: int | None = LIMIT) -> Questions:
     task = find_task(name)
-    return Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells, limit)
+    return Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data, limit)
 
 
 def _answers(workdir: Path) -> list[dict[str, Any]]:
@@ -181,6 +181,17 @@ def test_random_choice_is_a_matter_of_the_seed(
     assert masks != [a["mask"] for a in harness.run(questions, checkpoint.trained)[1]]
 
 
+def test_a_method_without_training_is_measured_as_the_run_of_that_method(
+    text: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--workdir", str(runs["none"]), *FLAGS, "--out", str(tmp_path), "--method", "random"]
+    assert evaluate.main(argv) == 0
+    assert "\nrandom  none  50 %" in capsys.readouterr().out
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
+    lines = [json.loads(line) for line in (tmp_path / result["predictions"]).read_text().splitlines()]
+    assert result["key"]["method"] == "random" and lines == _answers(runs["random"])
+
+
 def test_bad_videos_are_counted_and_named(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (8, 48, 64, 3), np.uint8)
     (tmp_path / "good.mp4").write_bytes(encode_mp4(frames, 4))
@@ -211,7 +222,7 @@ def test_rows_hold_the_longest_and_little_more(checkpoints: dict[str, Checkpoint
         groups = [[questions.asked[number] for number in group] for group in bucket.groups]
         sampling = checkpoint.frame_sampling(setting)
         (batch,) = eval_batches(
-            questions.records, checkpoint.tokenizer, shape, room, groups, sampling, rows=len(groups)
+            questions.records, checkpoint.tokenizer, shape, room, groups, sampling, max_crops=0, rows=len(groups)
         )
         assert (batch.lengths > 0).sum() == len(questions.asked)
         unpruned = (batch.arrays["example"] >= 0).sum(1)
@@ -219,7 +230,7 @@ def test_rows_hold_the_longest_and_little_more(checkpoints: dict[str, Checkpoint
         alive = max(u - CELLS * f + n_kept(f, fraction, CELLS) for u, f in zip(unpruned, count, strict=True))
         assert shape.length % BUCKET == 0 and SLACK <= shape.length - alive < SLACK + BUCKET
         assert room.longest % QUESTION_BUCKET == 0 and 0 <= room.longest - batch.lengths.max() < QUESTION_BUCKET
-        whole = questions.row_shape(checkpoint.data, setting).length
+        whole = questions.row_shape(setting).length
         assert whole % BUCKET == 0 and SLACK <= whole - alive - batch.lengths.max() < SLACK + BUCKET
 
 

@@ -126,7 +126,7 @@ def test_a_harness_says_the_same(
     (tmp_path / "own.jsonl").write_text(json.dumps({"video": str(video), "messages": messages}))
     task = find_task(f"jsonl:{tmp_path / 'own.jsonl'}")
     assert task.max_new_tokens == SHORT.max_new_tokens
-    questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
+    questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data)
     _, answers = Harness(checkpoint, 1).run(questions, checkpoint.trained)
     assert [answer.text for answer in said[1]] == [answer["prediction"] for answer in answers]
 

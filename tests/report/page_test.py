@@ -21,7 +21,7 @@ from sttts_jax.report.charts import Axes, Line, line_chart, thin, ticks
 from sttts_jax.report.film import kept_tokens_png, shots, spread
 from sttts_jax.report.images import cell_edges, dim_dropped, expand, heat_colours
 from sttts_jax.report.page import score_page, training_report
-from sttts_jax.report.views import Panel, ReportView, RunView, ScoreView
+from sttts_jax.report.views import Panel, ReportView, RunView, ScoreView, Turn
 from tests.shared_files import VIDEOS, needs_data
 
 MEGABYTE = 1_000_000
@@ -104,7 +104,7 @@ def _picture(uri: str) -> np.ndarray:
         replace(_view(), scores=None, method="random"),
         replace(_view(), scores=np.full((6, 9, 9), 0.5)),
         replace(_view(), keep=np.ones((6, 9, 9), bool), fraction=0.0, method="none"),
-        replace(_view(), question="Where?", answer="A", truth="B"),
+        replace(_view(), dialogue=[Turn("Where?", "A", "B"), Turn("Why?", "because")]),
     ],
     ids=["usual", "one-frame", "portrait", "tiny", "no-scores", "flat-scores", "nothing-dropped", "question"],
 )
@@ -139,7 +139,7 @@ def test_noisy_long_video_stays_small() -> None:
 
 def test_text_of_others_cannot_become_markup() -> None:
     evil = '</script><script>alert("x")</script>'
-    view = replace(_view(), video=evil, question=evil, answer=evil, truth=evil, checkpoint=evil, facts={evil: evil})
+    view = replace(_view(), video=evil, dialogue=[Turn(evil, evil, evil)], checkpoint=evil, facts={evil: evil})
     run = _run(evil, "scorer", families={evil: _accuracy(0.5)})
     report = ReportView(evil, [run], summary=evil, clips=[view], facts={evil: evil}, panels=[Panel("loss", evil)])
     for text in (score_page(view), training_report(report)):
@@ -169,7 +169,7 @@ def test_training_report_shows_every_run_family_and_clip() -> None:
     edges = np.linspace(0, 1, 9)
     runs[1] = replace(runs[1], histogram=(edges, np.arange(8), np.arange(8)[::-1]), facts={"Training": "3 min"})
     clips = [
-        replace(_view(), question="Where?", truth="A", answer=answer, method=m)
+        replace(_view(), dialogue=[Turn("Where?", answer, "A")], method=m)
         for answer, m in (("A", "scorer"), ("B", "random"))
     ]
     text = training_report(

@@ -19,7 +19,9 @@ from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.masks import unpack_mask
 from sttts_jax.evals.questions import Questions, task_source
 from sttts_jax.evals.tasks import find_task
+from sttts_jax.infer import open as opening
 from sttts_jax.infer.checkpoint import Checkpoint
+from sttts_jax.infer.open import read_checkpoint
 from sttts_jax.models.lora import LoraConfig
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
@@ -72,6 +74,43 @@ def test_arrays_of_a_clip_at_another_budget(runs: dict[str, Path], video: Path, 
         assert np.allclose(saved["times"], [1, 1.5, 2])
 
 
+@pytest.mark.parametrize("method", ["easy", "reference_tracking", "random"])
+def test_any_checkpoint_is_pruned_without_training(
+    runs: dict[str, Path], checkpoints: dict[str, Checkpoint], video: Path, tmp_path: Path, method: str
+) -> None:
+    """All three runs have the same weights but for the scorer, which these methods do without."""
+    frames = np.random.default_rng(0).integers(0, 255, (4, *checkpoints["none"].data.size, 3), np.uint8)
+    kept = [look(c.with_method(method), frames, "0.3")[0] for c in checkpoints.values()]
+    assert all(np.array_equal(kept[0], other) for other in kept)
+    assert kept[0].sum() == n_kept(4, "0.3", CELLS) and kept[0][0].all()
+    assert not np.array_equal(kept[0], look(checkpoints["scorer"], frames, "0.3")[0])
+    assert _score(runs, "none", video, tmp_path / "a.npz", "--method", method, "--k", "0.3") == 0
+    with np.load(tmp_path / "a.npz") as saved:
+        assert saved["keep"].sum() == n_kept(4, "0.3", CELLS) and saved["fraction"] == 0.3 and "scores" not in saved
+
+
+def test_methods_need_what_they_read(checkpoints: dict[str, Checkpoint]) -> None:
+    assert checkpoints["scorer"].with_method("soft_only").trained.fraction == "0"
+    assert checkpoints["none"].with_method("easy").trained.fraction == "0.5"  # of the run's config
+    with pytest.raises(ValueError, match="has no scorer, so it cannot prune by method 'scorer'; choose one of random"):
+        checkpoints["none"].with_method("scorer")
+    with pytest.raises(ValueError, match="pruning.method='best' is unknown"):
+        checkpoints["none"].with_method("best")
+
+
+def test_an_untrained_scorer_is_said(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_checkpoint(runs["scorer"])
+    assert "never trained" not in caplog.text
+    monkeypatch.setattr(opening, "fresh_leaves", lambda meta: ["connector/out", "vit/scorer/fc1"])
+    read_checkpoint(runs["scorer"], "easy")
+    read_checkpoint(runs["none"])
+    assert "never trained" not in caplog.text
+    read_checkpoint(runs["scorer"])
+    assert "its scorer is fresh and was never trained, so what it keeps means nothing" in caplog.text
+
+
 def test_page(runs: dict[str, Path], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _score(runs, "scorer", video, tmp_path / "pages/a.html") == 0
     page = (tmp_path / "pages/a.html").read_text()
@@ -103,7 +142,7 @@ def test_the_vision_part_alone_keeps_what_the_whole_model_keeps(
     checkpoint = _with_lora(plain) if lora else plain
     file.write_text(json.dumps({"video": video.name, "messages": [{"question": "What?", "answer": "noise"}]}))
     task = find_task(f"jsonl:{file}")
-    questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data.cells)
+    questions = Questions(task, task_source(task, checkpoint.data), checkpoint.tokenizer, checkpoint.data)
     _, (answer,) = Harness(checkpoint, 8).run(questions, checkpoint.trained)
     frames = decode(video, FrameSampling(4, 2.0), size=checkpoint.data.size).frames
     keep, scores = look(checkpoint, frames, "0.5")
@@ -167,6 +206,9 @@ def test_mistakes_are_one_sentence(
         (video, ["--start", "2", "--end", "1"], "is empty or outside"),
         (video, ["--pruned_fraction", "1"], "out of range"),
         (video, ["--max_frames", "-1"], "must be positive"),
+        (video, ["--method", "none", "--k", "0.5"], "'none' removes nothing, so a fraction of 0.5 cannot be had"),
+        (video, ["--method", "fast"], "pruning.method='fast' is unknown; choose one of scorer, random"),
+        (video, ["--out", str(tmp_path / "junk.mp4/a.npz")], "junk.mp4 is a file; choose another place"),
         (video, ["--out", "a.gif"], "must end in .html or .npz"),
         (video, ["--checkpoint", str(tmp_path)], "holds no whole checkpoint"),
     ):

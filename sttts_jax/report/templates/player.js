@@ -103,6 +103,12 @@
     show(index);
     player.scrollIntoView({ behavior: "smooth", block: "start" });
   }));
+  // Space plays wherever nothing else wants it. The slider is the one tab stop of all frames; arrow keys move it.
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== " " || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button") || film.images.length < 2) return;
+    event.preventDefault();
+    if (!event.repeat) find("play").click();
+  });
   window.addEventListener("resize", draw);
   show(film.start);
 })();

@@ -1,0 +1,27 @@
+"""What files hold, as one digest, whatever they are called and wherever they lie."""
+
+import hashlib
+from collections.abc import Iterator
+
+from etils import epath
+
+from sttts_jax.ckpt.files import file_sizes
+
+_PIECE = 1 << 22  # bytes read at a time
+
+
+def content_digest(*directories: epath.Path) -> str:
+    """SHA-256 of all files below the directories, with their places there. Reads them whole, a piece at a time."""
+    whole = hashlib.sha256()
+    for directory in directories:
+        for name, size in sorted(file_sizes(directory).items()):
+            whole.update(f"{name}\n{size}\n".encode())
+            for piece in _pieces(directory / name):
+                whole.update(piece)
+    return whole.hexdigest()
+
+
+def _pieces(path: epath.Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
