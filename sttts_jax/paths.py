@@ -42,7 +42,7 @@ def file_name(text: str, most: int = 80) -> str:
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in text)
     if plain == text and len(text) <= most and text.strip("."):
         return text
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:8]
     return f"{plain[: most - 9].strip('.')}-{digest}"
 
 

@@ -1,5 +1,6 @@
 """The dispatcher: what it lists, how it fails, and that it imports nothing it need not."""
 
+import errno
 import os
 import pkgutil
 import subprocess
@@ -60,6 +61,9 @@ def test_help_is_light() -> None:
         (ValueError("--pruned_fraction is 1.5; give a value from 0 to 1"), "--pruned_fraction is 1.5; give a value"),
         (FileNotFoundError(2, "No such file or directory", "runs/x"), "runs/x: No such file or directory"),
         (ValueError(), "ValueError"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: No space left on device; free some space"),
+        (OSError(errno.EROFS, "Read-only file system", "a/b"), "a/b: Read-only file system; choose another place"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
     ],
 )
 def test_user_mistakes_are_one_sentence(error: Exception, expected: str, capsys) -> None:
@@ -91,6 +95,24 @@ def test_bugs_are_not_dressed_up() -> None:
 @pytest.mark.parametrize(("value", "code"), [(None, 0), (0, 0), (3, 3)])
 def test_exit_code_is_what_the_command_returns(value: int | None, code: int) -> None:
     assert dispatcher.run("train", lambda argv: value, []) == code
+
+
+def test_other_failures_of_files_keep_their_traceback() -> None:
+    def command(argv: list[str]) -> int:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        dispatcher.run("train", command, [])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_is_full_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sttts_jax.cli", "data", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "error: No space left on device; free some space, or choose another place" in done.stderr
 
 
 def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Paths that cannot be served are refused early; writes are whole or absent."""
 
+import errno
 import importlib.util
 import os
 from pathlib import Path
@@ -51,6 +52,40 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         paths.write_bytes(target, "text")  # type: ignore[arg-type]
     assert paths.read_json(target) == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_write_that_the_disk_refuses_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.json"
+    paths.write_json(target, 1)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device: '.*a.json'") as caught:
+        paths.write_json(target, 2)
+    assert caught.value.errno == errno.ENOSPC
+    assert paths.read_json(target) == 1 and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_places_that_cannot_be_written_are_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths.check_writable(tmp_path / "new/a.json")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="because .*/file is a file; choose another place"):
+        paths.check_writable(tmp_path / "file/new/a.json")
+    with pytest.raises(ValueError, match="is a directory; give the name of a file"):
+        paths.check_writable(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only file system
+    with pytest.raises(ValueError, match=f"because {tmp_path} is read-only; choose another place"):
+        paths.check_writable(tmp_path / "new/a.json")
+
+
+def test_names_of_files_differ_where_texts_do() -> None:
+    texts = ["a/b", "a_b", "a:b", "ä", "ö", "x" * 300, "x" * 301, "é" * 300, ".", "..", "", "a b", "a\ud800", "A.b-c_d"]
+    names = [paths.file_name(text) for text in texts]
+    assert len(set(names)) == len(names) and names[-1] == texts[-1]
+    assert all(name.isascii() and 0 < len(name) <= 80 and "/" not in name and name.strip(".") for name in names)
 
 
 def test_files_have_ordinary_permissions(tmp_path: Path) -> None:

@@ -4,11 +4,16 @@
     sttts-jax answer --checkpoint ckpt/molmo2 --video talk.mp4 --start 60 --end 90 --subtitles talk.srt \\
         --question "What is on the slide?" --question "Who speaks?" --show talk.html
     sttts-jax answer --checkpoint ckpt/molmo2 --image a.jpg --image b.jpg --question "What differs?"
+    sttts-jax answer --checkpoint ckpt/molmo2 --questions questions.jsonl --out answers.jsonl
 
 Each video is asked about by itself, in order, with every question, and is read once for all of them; images come
 before it, in one prompt. `--question -` reads questions from standard input, one a line. Answers go to standard output
 and everything else to standard error: after each answer what was kept and how fast it was. Programs are compiled before
 the clock starts.
+
+A file of questions has one JSON object a line, {"video": "clip.mp4", "question": "What falls?"}, with the fields of
+docs/data.md and without answers. Each video in it is read once. The answers are written line by line as they come; the
+same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -27,20 +32,27 @@ with epy.lazy_imports():
     from sttts_jax import api, paths
     from sttts_jax.data import sampling
     from sttts_jax.data import video as videos
-    from sttts_jax.infer import generate
+    from sttts_jax.infer import batch, generate
     from sttts_jax.infer import model as models
     from sttts_jax.infer import scene as scenes
     from sttts_jax.report import answers as records
     from sttts_jax.report import look
 
 
+PLAIN = "user_qa"  # puts nothing before a question
+# What a file of questions says itself, or has no place for.
+ONE_BY_ONE = ("video", "image", "question", "start", "end", "subtitles", "show", "json")
+
+
 def main(argv: list[str]) -> int:
     """Prints answers. Raises ValueError with one sentence for a bad file or setting, before any device is touched."""
     args = _parser().parse_args(argv)
+    if args.questions is not None:
+        return _answer_file(args)
     _check(args)
     for video in args.video:
         videos.probe(video)
-    generation = generate.GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
+    generation = _generation(args)
     model = api.open_checkpoint(args.checkpoint, args.dtype, args.method)
     for question in args.question:
         if question != "-":
@@ -60,8 +72,43 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _answer_file(args: argparse.Namespace) -> int:
+    given = [name for name in ONE_BY_ONE if getattr(args, name)]
+    if given:
+        raise ValueError(f"--{given[0]} goes with no --questions; what is asked and shown stands in that file")
+    if args.style != PLAIN:
+        raise ValueError("--style goes with no --questions; give each question its `style` in that file")
+    if not args.out:
+        raise ValueError("--questions needs --out FILE.jsonl for the answers")
+    check_at_least_one(args, "max_frames", "max_new_tokens")
+    model = api.open_checkpoint(args.checkpoint, args.dtype, args.method)
+    count = batch.answer_file(
+        model,
+        args.questions,
+        args.out,
+        _generation(args),
+        pruned_fraction=args.pruned_fraction,
+        max_frames=args.max_frames,
+        max_fps=args.max_fps,
+        max_crops=args.max_crops,
+        overwrite=args.overwrite,
+        say=_tell,
+    )
+    before = f", {count.before} were there before" if count.before else ""
+    _tell(f"{count.answered} answers in {args.out}{before}; {count.bad} questions could not be asked")
+    return 0
+
+
+def _generation(args: argparse.Namespace) -> generate.GenerationConfig:
+    return generate.GenerationConfig(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.style)
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raises ValueError for what is wrong whatever the files and the checkpoint are."""
+    if args.out or args.overwrite:
+        raise ValueError("--out and --overwrite go with --questions FILE.jsonl; give that, or --json for one scene")
+    if not args.question:
+        raise ValueError("there is nothing to ask; give --question TEXT, or --questions FILE.jsonl with --out")
     if not args.video and not args.image:
         raise ValueError("there is nothing to look at; give --video FILE or --image FILE")
     if not args.video and (args.start is not None or args.end is not None or args.subtitles or args.show):
@@ -128,7 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, metavar="DIR", help="a run's workdir, a converted checkpoint, or one step")
     add("--video", action="append", default=[], metavar="FILE", help="any file that FFmpeg reads; may be repeated")
     add("--image", action="append", default=[], metavar="FILE", help="before the video; may be repeated")
-    add("--question", action="append", required=True, metavar="TEXT", help="may be repeated; - reads standard input")
+    add("--question", action="append", default=[], metavar="TEXT", help="may be repeated; - reads standard input")
+    add("--questions", metavar="FILE.jsonl", help="many questions, in the place of --video, --image and --question")
+    add("--out", metavar="FILE.jsonl", help="for the answers to --questions; goes on where it stopped")
+    add("--overwrite", action="store_true", help="drop what in --out answers something else than is asked now")
     add("--start", type=float, metavar="S", help="of the clip, seconds")
     add("--end", type=float, metavar="S", help="of the clip, seconds")
     add("--subtitles", metavar="FILE", help=".srt or .vtt, with the times of the whole video")
@@ -141,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
     add("--top_p", type=float, default=1.0, help="share of the likeliest tokens to draw from (%(default)s)")
     add("--seed", type=int, default=0, help="for sampling, and for methods that prune at random (%(default)s)")
-    add("--style", default="user_qa", help="of Molmo2's data, put before the question (%(default)s: nothing)")
+    add("--style", default=PLAIN, help="of Molmo2's data, put before the question (%(default)s: nothing)")
     add("--dtype", default="", metavar="NAME", help="float32 (faster on a CPU) or bfloat16 (default: as trained)")
     add("--show", metavar="OUT.html", help="write a page of what was kept; OUT-2.html for a second video, ..")
     add("--json", metavar="FILE", help="write everything as JSON")

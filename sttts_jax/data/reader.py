@@ -151,9 +151,10 @@ def read_images(record: Record, shape: RowShape, max_crops: int) -> list[ImageCr
     """The crops of a record's images. Raises RecordError for a bad file, with its name, and where rows of this shape
     hold no images.
     """
-    if record.images and not shape.windows:
+    images = list(_images(record))  # a bad file is the cause, whatever room there is
+    if images and not shape.windows:
         raise RecordError(f"{record.name}: {NO_IMAGES}")
-    return [crop_image(image, shape.size, shape.grid, max_crops) for image in _images(record)]
+    return [crop_image(image, shape.size, shape.grid, max_crops) for image in images]
 
 
 def image_sizes(record: Record) -> tuple[tuple[int, int], ...]:

@@ -5,8 +5,8 @@ import json
 from collections.abc import Sequence
 
 from sttts_jax.data.evaluation import Asked
-from sttts_jax.data.files import content_digest
 from sttts_jax.data.record import RecordError
+from sttts_jax.data.shown import shown
 from sttts_jax.data.sources.registry import Records
 
 
@@ -21,13 +21,12 @@ def question_digest(records: Records, questions: Sequence[Asked]) -> str:
 
 
 def _seen(records: Records, number: int) -> str:
-    """What a record shows; of one that cannot be read the cause."""
+    """What a record is called and shows; of one that cannot be read the cause."""
     try:
         record = records[number]
     except RecordError as error:
         return str(error)
-    files = [None if file is None else content_digest(file) for file in (record.video, *record.images)]
-    return json.dumps([record.id, files, record.start, record.end, record.subtitles])
+    return f"{json.dumps(record.id)} {shown(record)}"
 
 
 def _question(records: Records, asked: Asked) -> str:

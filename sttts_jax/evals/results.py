@@ -150,7 +150,11 @@ class ResultsFile:
         write_text(self.directory / result.predictions, lines)
         entries = {**entries, fingerprint: result.to_json()}
         results = [{"fingerprint": known, **entry} for known, entry in entries.items()]
-        write_json(self.directory / RESULTS, {**self._head, "results": results})
+        try:
+            write_json(self.directory / RESULTS, {**self._head, "results": results})
+        except OSError:
+            (self.directory / result.predictions).unlink()  # nobody would know what it holds
+            raise
         return result
 
     def predictions(self, result: Result) -> list[dict[str, Any]]:

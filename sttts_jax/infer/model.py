@@ -14,19 +14,31 @@ Sizes come in steps (see `infer.scene`), so that scenes of about the same size s
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sttts_jax.data.crops import ImageCrops, crop_image, read_image
 from sttts_jax.data.prompt import build_prefix
-from sttts_jax.data.record import Line, check_lines
+from sttts_jax.data.record import Line, Record, Subtitles, check_lines
 from sttts_jax.data.subtitles import cut_subtitles, read_subtitles
 from sttts_jax.data.video import Video, decode, display_size
-from sttts_jax.infer.checkpoint import Checkpoint
+from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.engine import Engine
 from sttts_jax.infer.scene import Scene
 
 MediaFile = str | Path | bytes  # its path, or what is in it
+
+
+class _Sight(NamedTuple):
+    """What is looked at: the fields of a record, and the name in errors and pages."""
+
+    video: MediaFile | None
+    images: Sequence[MediaFile]
+    start: float | None
+    end: float | None
+    subtitles: Subtitles
+    name: str
 
 
 class Model:
@@ -63,29 +75,35 @@ class Model:
 
         Raises ValueError, one sentence that names the file, for whatever cannot be used.
         """
-        checkpoint, data = self.checkpoint, self.checkpoint.data
-        setting = checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops)
+        setting = self.checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops)
         lines = read_subtitles(subtitles) if isinstance(subtitles, str | Path) else check_lines(subtitles)
-        crops = [self._crops(image, setting.max_crops) for image in images]
-        pictures, times, show = [image.crops for image in crops], np.zeros(0), None
         name = name or (Path(video).name if isinstance(video, str | Path) else "video" if video else "images")
-        if video is not None:
+        return self._scene(_Sight(video, images, start, end, cut_subtitles(lines, start, end), name), setting)
+
+    def watch_record(self, record: Record, setting: Setting) -> Scene:
+        """What a record shows, at a setting. Raises RecordError for whatever cannot be used."""
+        sight = _Sight(record.video, record.images, record.start, record.end, record.subtitles, record.id)
+        return self._scene(sight, setting)
+
+    def _scene(self, sight: _Sight, setting: Setting) -> Scene:
+        checkpoint, data = self.checkpoint, self.checkpoint.data
+        crops = [self._crops(image, setting.max_crops) for image in sight.images]
+        pictures, times, show = [image.crops for image in crops], np.zeros(0), None
+        if sight.video is not None:
             sampled = functools.partial(
                 decode,
-                video,
+                sight.video,
                 checkpoint.frame_sampling(setting),
-                start=start,
-                end=end,
-                name=name if isinstance(video, bytes) else None,
+                start=sight.start,
+                end=sight.end,
+                name=sight.name if isinstance(sight.video, bytes) else None,
             )
-            seen, shown = sampled(size=data.size), functools.partial(display_size, video, name)
+            seen, shown = sampled(size=data.size), functools.partial(display_size, sight.video, sight.name)
             pictures, times = [*pictures, seen.frames], seen.times
             show = functools.partial(_show, sampled, shown)
-        prefix = build_prefix(
-            checkpoint.tokenizer, times, cells=data.cells, subtitles=cut_subtitles(lines, start, end), images=crops
-        )
+        prefix = build_prefix(checkpoint.tokenizer, times, cells=data.cells, subtitles=sight.subtitles, images=crops)
         pixels = np.concatenate([np.zeros((0, *data.size, 3), np.uint8), *pictures])
-        return Scene(self._engine, name, setting, prefix, pixels, times + (start or 0.0), show)
+        return Scene(self._engine, sight.name, setting, prefix, pixels, times + (sight.start or 0.0), show)
 
     def _crops(self, image: MediaFile, max_crops: int) -> ImageCrops:
         return crop_image(read_image(image), self.checkpoint.data.size, self.checkpoint.vlm.vit.grid, max_crops)

@@ -1,7 +1,9 @@
 """Kept results are known by what was asked, of what, at which settings, and by no name."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +161,25 @@ def test_tasks_of_any_name_keep_their_own_predictions(names: tuple[str, str], tm
         assert found is not None and found.key.task == name
         assert file.predictions(found) == [{"number": number}]
     assert file.find("2" * 64) is None
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ResultsFile(tmp_path, "run", {"seed": 1})
+    file.put("a", _result("one"), [{"said": 1}])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for room in (0, 1):  # for the predictions, or for results.json
+        left, fsync = [room], os.fsync
+
+        def full(handle: int, left: list[int] = left, fsync: Callable[[int], None] = fsync) -> None:
+            if not left[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left[0] -= 1
+            fsync(handle)
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=f"No space left on device: '{tmp_path}"):
+            patch.setattr(os, "fsync", full)
+            file.put("b", _result("two"), [{"said": 2}])
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_measuring_again_replaces_that_alone(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, task_source
 from sttts_jax.evals.tasks import find_task
+from sttts_jax.infer.batch import answer_file
 from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.infer.generate import Generated, GenerationConfig, QuestionTokens, generate
 from sttts_jax.infer.model import Model
@@ -226,6 +227,18 @@ def test_images_come_before_the_video(model: Model, video: Path, tmp_path: Path)
         view_scene(alone, [])
 
 
+def test_a_file_of_questions_is_answered_as_they_are_one_by_one(
+    model: Model, said: tuple[Scene, list[Answer]], video: Path, tmp_path: Path
+) -> None:
+    lines = [{"video": str(video), "question": question} for question in QUESTIONS]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert answer_file(model, tmp_path / "q.jsonl", tmp_path / "a.jsonl", SHORT) == (3, 0, 0)
+    found = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    scene, answers = said
+    assert [line["answer"] for line in found] == [answer.text for answer in answers]
+    assert {(line["frames"], line["kept_share"]) for line in found} == {(4, scene.kept_share)}
+
+
 def test_subtitles_are_cut_to_the_clip(model: Model, video: Path, tmp_path: Path) -> None:
     (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:00.200 --> 00:00.900\nbefore\n\n00:01.500 --> 00:09.000\nred ball\n")
     scene = model.watch(video, start=1, end=3, subtitles=tmp_path / "a.vtt")
@@ -252,10 +265,12 @@ def test_command_with_several_videos_and_questions(
     words = ["--video", str(video), "--video", str(other), "--question", QUESTIONS[0], "--question", QUESTIONS[1]]
     page, facts = tmp_path / "pages/a.html", tmp_path / "a.json"
     assert _answer(runs, *words, "--dtype", "float32", "--show", str(page), "--json", str(facts)) == 0
-    out = capsys.readouterr().out
+    printed = capsys.readouterr()
     scene, answers = said
-    assert f"noise.mp4: {QUESTIONS[0]}\n{answers[0].text}" in out
-    assert f"other.mp4: {QUESTIONS[1]}\n" in out
+    assert printed.out.startswith(f"{answers[0].text}\n{answers[1].text}\n")  # the answers and nothing else
+    out = printed.err
+    assert not {"noise.mp4", "tokens"} & set(printed.out.split()) and f"page: {page}" in out
+    assert f"noise.mp4: {QUESTIONS[0]}\n" in out and f"other.mp4: {QUESTIONS[1]}\n" in out
     kept, everything = scene.cells
     assert out.count(f"[4 frames, {kept} of {everything} vision tokens kept ({kept / everything:.1%}); prompt ") == 4
     assert out.count("compiled before that in ") == 1 and out.count("first token after ") == 4
@@ -291,6 +306,12 @@ def test_mistakes_are_one_sentence(
     ask, of = ["--question", QUESTION], ["--video", str(video)]
     for words, cause in (
         (ask, "there is nothing to look at"),
+        (of, "there is nothing to ask; give --question TEXT, or --questions FILE.jsonl"),
+        ([*of, *ask, "--out", "a.jsonl"], "--out and --overwrite go with --questions"),
+        ([*ask, "--questions", "q.jsonl", "--out", "a.jsonl"], "--question goes with no --questions"),
+        (["--questions", "q.jsonl"], "--questions needs --out FILE.jsonl"),
+        (["--questions", "q.jsonl", "--out", "a.jsonl", "--style", "vqa2"], "--style goes with no --questions"),
+        (["--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "a.jsonl")], "q.jsonl: no such file"),
         ([*ask, "--video", str(tmp_path / "absent.mp4")], "no such file"),
         ([*ask, *of, "--video", str(tmp_path / "junk.mp4")], "junk.mp4: cannot be opened"),
         ([*ask, *of, "--start", "9"], "outside of the video's"),

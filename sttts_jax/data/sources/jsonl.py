@@ -22,6 +22,7 @@ from sttts_jax.data.subtitles import cut_subtitles, read_subtitles
 from sttts_jax.paths import as_path, is_local
 
 RECORD_KEYS = {"video", "images", "messages", "id", "start", "end", "subtitles"}
+UNKNOWN = "?"  # stands for an answer that nobody needs
 MESSAGE_KEYS = {"question", "answer", "style", "options", "family", "follow_ups", "weight"}
 
 
@@ -51,8 +52,12 @@ class JsonlSource:
         where = f"{self._file}:{number}"
         fields = parse_object(line, where)
         with naming(where):
-            _only(fields, RECORD_KEYS)
-            return self._record(fields, where)
+            return self._record(self._fields(fields), where)
+
+    def _fields(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Those of a record."""
+        _only(given, RECORD_KEYS)
+        return given
 
     def _record(self, fields: dict[str, Any], where: str) -> Record:
         messages, images = fields.get("messages"), fields.get("images", ())
@@ -93,6 +98,24 @@ class JsonlSource:
             return as_path(whole).read_bytes()
         except Exception as error:  # whatever the client of the store raises
             raise RecordError(f"{whole}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+class QuestionFile(JsonlSource):
+    """Questions without answers: lines as above, but `answer` need not be there, and where there is one question, it,
+    its `style` and its `options` may stand in the line itself.
+
+        {"video": "clips/a.mp4", "question": "What falls?"}
+    """
+
+    def _fields(self, given: dict[str, Any]) -> dict[str, Any]:
+        single = {name: given[name] for name in MESSAGE_KEYS if name in given}
+        fields = {name: value for name, value in given.items() if name not in single}
+        if single and "messages" in given:
+            raise RecordError("has `question` and `messages`; give one of them")
+        messages = [single] if single else given.get("messages")
+        if isinstance(messages, list):
+            fields["messages"] = [{"answer": UNKNOWN, **m} if isinstance(m, dict) else m for m in messages]
+        return super()._fields(fields)
 
 
 def _message(fields: Any) -> Message:
