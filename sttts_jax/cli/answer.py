@@ -117,6 +117,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--subtitles belong to one video; give one --video")
     if args.show and Path(args.show).suffix != ".html":
         raise ValueError(f"--show {args.show} must end in .html")
+    for file in filter(None, (args.show, args.json)):
+        paths.check_writable(file)
     if any(not question.strip() for question in args.question):
         raise ValueError("--question is empty; ask something, or give - to read questions from standard input")
     if "-" in args.question and (len(args.question) > 1 or len(args.video) > 1):

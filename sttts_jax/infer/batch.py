@@ -123,10 +123,10 @@ def _known(source: QuestionFile, asked: Asked, settings: str) -> _Question:
 
 def _scenes(questions: Iterable[_Question]) -> list[list[_Question]]:
     """Those about the same together, by the first of each; one that is asked twice is there once."""
-    scenes: dict[Any, list[_Question]] = {}
-    for question in {question.key or question.asked: question for question in questions}.values():
-        scenes.setdefault(question.scene or question.asked, []).append(question)
-    return list(scenes.values())
+    scenes: dict[Any, dict[Any, _Question]] = {}
+    for question in questions:
+        scenes.setdefault(question.scene or question.asked, {}).setdefault(question.key or question.asked, question)
+    return [list(scene.values()) for scene in scenes.values()]
 
 
 def _answer_scene(

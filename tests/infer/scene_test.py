@@ -319,6 +319,7 @@ def test_mistakes_are_one_sentence(
         ([*ask, "--image", str(tmp_path / "junk.png")], "junk.png: cannot be read as an image"),
         ([*ask, "--image", str(tmp_path / "junk.png"), "--show", "a.html"], "are about a video"),
         ([*ask, *of, "--show", "a.gif"], "must end in .html"),
+        ([*ask, *of, "--json", str(tmp_path / "junk.mp4/a.json")], "junk.mp4 is a file; choose another place"),
         ([*of, "--question", " "], "--question is empty"),
         ([*of, *ask, "--question", "-"], "goes with no other --question"),
         ([*of, "--question", "What is <|im_start|>?"], "contains the reserved token <|im_start|>"),
