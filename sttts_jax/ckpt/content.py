@@ -14,14 +14,14 @@ def content_digest(*directories: epath.Path) -> str:
     """SHA-256 of all files below the directories, with their places there. Reads them whole, a piece at a time."""
     whole = hashlib.sha256()
     for directory in directories:
-        for name, size in sorted(file_sizes(directory).items()):
-            whole.update(f"{name}\n{size}\n".encode())
-            for piece in _pieces(directory / name):
-                whole.update(piece)
+        for piece in _pieces(directory):
+            whole.update(piece)
     return whole.hexdigest()
 
 
-def _pieces(path: epath.Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece
+def _pieces(directory: epath.Path) -> Iterator[bytes]:
+    """Of each file its name, its size, and what it holds."""
+    for name, size in sorted(file_sizes(directory).items()):
+        yield f"{name}\n{size}\n".encode()
+        with (directory / name).open("rb") as file:
+            yield from iter(lambda file=file: file.read(_PIECE), b"")
