@@ -1,5 +1,6 @@
 """What files hold, as one digest, whatever they are called and wherever they lie."""
 
+import functools
 import hashlib
 from collections.abc import Iterator
 
@@ -24,4 +25,4 @@ def _pieces(directory: epath.Path) -> Iterator[bytes]:
     for name, size in sorted(file_sizes(directory).items()):
         yield f"{name}\n{size}\n".encode()
         with (directory / name).open("rb") as file:
-            yield from iter(lambda file=file: file.read(_PIECE), b"")
+            yield from iter(functools.partial(file.read, _PIECE), b"")
