@@ -24,7 +24,7 @@ from sttts_jax.bench.timing import quartiles
 from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, data_config
 from sttts_jax.data.image import resize
 from sttts_jax.data.mixture import mix
-from sttts_jax.data.packing import Item, pack, stack
+from sttts_jax.data.packing import Item, batch_packed, pack
 from sttts_jax.data.pipeline import train_batches
 from sttts_jax.data.prompt import build_example, target_text, user_text
 from sttts_jax.data.reader import Reader, read_video
@@ -269,7 +269,7 @@ def _stage_seconds(plan: LoadingPlan, source: Records, tokenizer: Tokenizer, num
     packed = pack(grain.MapDataset.source(items).to_iter_dataset(_inline()), plan.config.row_shape, 1, 0)
     rows = _timed(spent, "pack", lambda: list(packed))
     step = plan.config.rows
-    _timed(spent, "batch", lambda: [stack(rows[at : at + step]) for at in range(0, len(rows), step)])
+    _timed(spent, "batch", lambda: [batch_packed(rows[at : at + step]) for at in range(0, len(rows), step)])
     return [spent[name] / len(rows) for name in STAGES]
 
 
@@ -326,7 +326,8 @@ def _batches(config: DataConfig, tokenizer: Tokenizer, workers: int) -> Generato
     draws = mix([len(s) for s in sources], config.sources, config.seed)
     items = draws.map(reader).to_iter_dataset(_inline())
     rows = pack(items, config.row_shape, config.packing_rows, config.seed)
-    yield from rows.batch(config.rows, drop_remainder=True, batch_fn=stack)
+    for batch in rows.batch(config.rows, drop_remainder=True, batch_fn=batch_packed):
+        yield batch.arrays
 
 
 def _inline() -> grain.ReadOptions:

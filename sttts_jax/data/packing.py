@@ -12,7 +12,7 @@ Grain's own iterator state (where its parent stood, how many rows it gave since)
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -31,10 +31,20 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Item:
-    """A training example with its pictures, uint8 [crops + frames, h, w, 3], as the example orders them."""
+    """A training example with its pictures, uint8 [crops + frames, h, w, 3], as the example orders them, and the name
+    of its record.
+    """
 
     example: Example
     frames: np.ndarray
+    name: str = ""
+
+
+class Packed(NamedTuple):
+    """arrays: of one row, or of a batch. names: of the records in it, in order."""
+
+    arrays: dict[str, np.ndarray]
+    names: tuple[str, ...]
 
 
 def lengths(example: Example, shape: RowShape) -> dict[str, int]:
@@ -65,7 +75,7 @@ def capacities(shape: RowShape) -> dict[str, int]:
 
 
 def pack(items: grain.IterDataset, shape: RowShape, packing_rows: int, seed: int) -> grain.IterDataset:
-    """IterDataset of Item -> IterDataset of rows (dicts of the batch contract, without the leading B)."""
+    """IterDataset of Item -> IterDataset of Packed rows (the batch contract without the leading B)."""
 
     def measured(item: Item) -> dict[str, Any]:
         return {name: np.zeros((n, 0), np.uint8) for name, n in lengths(item.example, shape).items()} | {"item": item}
@@ -79,7 +89,12 @@ def pack(items: grain.IterDataset, shape: RowShape, packing_rows: int, seed: int
         meta_features=("item",),
         max_sequences_per_bin=shape.items,
     )
-    return packed.map(lambda row: fill_row(row["item"], shape))
+    return packed.map(lambda row: Packed(fill_row(row["item"], shape), tuple(item.name for item in row["item"])))
+
+
+def batch_packed(rows: Sequence[Packed]) -> Packed:
+    """Rows to a batch."""
+    return Packed(stack([row.arrays for row in rows]), tuple(name for row in rows for name in row.names))
 
 
 def fill_row(items: Sequence[Item], shape: RowShape) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from sttts_jax.data.config import DataConfig
 from sttts_jax.data.mixture import mix
-from sttts_jax.data.packing import fill_rate, pack, stack
+from sttts_jax.data.packing import batch_packed, fill_rate, pack
 from sttts_jax.data.reader import Reader
 from sttts_jax.data.sources.registry import open_source
 from sttts_jax.data.tokenizer import Tokenizer
@@ -37,10 +37,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._identity = identity
         self._filled: dict[str, float] = {}
         self.count = 0  # batches made so far
+        self.names: tuple[str, ...] = ()  # of the records in the newest batch
         self.reader = reader
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._held[0])
+        batch, self.names = next(self._held[0])
         self.count += 1
         for name, share in fill_rate(batch, self._shape).items():
             self._filled[name] = self._filled.get(name, 0.0) + share
@@ -107,7 +108,7 @@ def train_batches(
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4 * config.threads, 8))
     items = draws.map(reader).to_iter_dataset(options)
     rows = pack(items, shape, config.packing_rows, config.seed)
-    batches = rows.batch(config.rows // shard_count, drop_remainder=True, batch_fn=stack)
+    batches = rows.batch(config.rows // shard_count, drop_remainder=True, batch_fn=batch_packed)
     identity = {
         "shard_index": shard_index,
         "shard_count": shard_count,

@@ -133,7 +133,7 @@ class Reader:
         )
         lengths(example, self._shape)  # raises for an example that no row holds
         pictures = [image.crops for image in images] + ([] if video is None else [video.frames])
-        return Item(example, join_pictures(pictures, self._shape))
+        return Item(example, join_pictures(pictures, self._shape), record.name)
 
     def _token_limit(self, frames: int) -> int:
         """Tokens before pruning that shrink to a full row."""

@@ -7,8 +7,9 @@ What is of another kind is refused and never converted, but for lists, which bec
 import contextlib
 import math
 import numbers
+import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
@@ -147,6 +148,16 @@ def naming(name: str) -> Iterator[None]:
         if str(error).startswith((f"{name}: ", f"{name}, ")):
             raise
         raise type(error)(f"{name}: {error}") from error
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Names of records in one line, those of a file together: "a.jsonl:1, 5; b.jsonl:2". Each once, in order."""
+    files: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        match = re.fullmatch(r"(.*\D)(\d+)", name, re.DOTALL)
+        where, number = match.groups() if match else (name, "")
+        files.setdefault(where, []).append(number)
+    return "; ".join(where + ", ".join(numbers) for where, numbers in files.items())
 
 
 def check_text(name: str, value: Any) -> None:

@@ -8,6 +8,7 @@ that is told to stop saves at once: that step is not evaluated.
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from absl import logging
 from sttts_jax.ckpt.data_state import DataState
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.data.device import to_device
+from sttts_jax.data.record import join_names
 from sttts_jax.paths import write_text
 from sttts_jax.pruning.scorer import HISTOGRAM_BINS
 from sttts_jax.sharding import state_table
@@ -81,6 +83,7 @@ class _Loop:
             tensorboard=config.log.tensorboard,
             out=out,
         )
+        self._names: dict[int, Sequence[str]] = {}  # of the records in the batches of updates not yet reported
         self._saturated = False  # nearly all scores were, at the newest step
         self._watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
         self._profile, self._late = ProfileWindow(config.profile, run.workdir.profile), Late()
@@ -119,6 +122,7 @@ class _Loop:
     def _batch(self, number: int, bucket: Bucket) -> dict[str, jax.Array]:
         with self._clock.measure("data"):
             batch = next(bucket.batches)
+            self._names[number] = bucket.batches.names
             if not bucket.used:
                 check_first_batch(batch, bucket.config.data.row_shape)
                 self._writer.image(number, f"first_batch/k_{bucket.fraction}", contact_sheet(batch["frames"]))
@@ -176,7 +180,7 @@ class _Loop:
         bucket = self._run.buckets.at(number)
         self._clock.tick(float(metrics.pop("count/tokens")), float(metrics.pop("count/frames")), bucket.flops)
         counts = metrics.pop("scores", None)
-        self._note_skipped(number, int(metrics["skipped_in_row"]))
+        self._note_skipped(number, int(metrics["skipped_in_row"]), self._names.pop(number, ()))
         self._note_saturated(number, float(metrics.get("scores/saturated", 0.0)))
         if number % config.log.every == 0 or end or number in (1, config.total_steps):
             extra = {f"lr/{name}": rate for name, rate in self._run.plan.optimizer.rates(number).items()}
@@ -185,9 +189,12 @@ class _Loop:
         if counts is not None and number % config.log.histogram_every == 0:
             self._writer.histogram(number, "scores", counts, np.linspace(0, 1, HISTOGRAM_BINS + 1))
 
-    def _note_skipped(self, number: int, in_row: int) -> None:
+    def _note_skipped(self, number: int, in_row: int, names: Sequence[str]) -> None:
+        """Every process names the records of its own rows; the first one does so for people."""
         if in_row:
-            self._writer.note(f"step {number}: loss or gradient is not finite, update skipped ({in_row} in a row)")
+            text = f"step {number}: loss or gradient is not finite, update skipped ({in_row} in a row)"
+            tell = self._writer.note if jax.process_index() == 0 else logging.warning
+            tell(f"{text}; its rows hold {join_names(names)}")
         if in_row >= self._run.config.loss.max_skipped:
             raise TooManySkipped(
                 f"{in_row} updates in a row had a NaN or an infinity, up to step {number}; the parameters "

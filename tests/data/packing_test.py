@@ -27,7 +27,7 @@ def _item(tokenizer: Tokenizer, frames: int, words: int, tag: int = 0) -> Item:
 
 def _rows(items: Iterable[Item], packing_rows: int = 4) -> list[dict[str, np.ndarray]]:
     source = grain.MapDataset.source(list(items)).to_iter_dataset(grain.ReadOptions(num_threads=0))
-    return list(pack(source, SHAPE, packing_rows, seed=0))
+    return [row.arrays for row in pack(source, SHAPE, packing_rows, seed=0)]
 
 
 def test_one_row_by_hand(tokenizer: Tokenizer) -> None:
@@ -85,7 +85,7 @@ def test_rows_with_images_are_packed_by_crops_and_windows(tokenizer: Tokenizer) 
         example = build_example(tokenizer, np.arange(frames), [Message("Q", "B", "user_qa")], cells=9, images=[image])
         items.append(Item(example, np.full((3 + frames, 6, 6, 3), tag, np.uint8)))
     source = grain.MapDataset.source(items).to_iter_dataset(grain.ReadOptions(num_threads=0))
-    rows = list(pack(source, shape, 4, seed=0))
+    rows = [row.arrays for row in pack(source, shape, 4, seed=0)]
     check_batch(stack(rows), shape)
     assert len(rows) == 4
     assert [(row["pooling"][:, 0] >= 0).sum() for row in rows] == [48] * 4

@@ -134,6 +134,27 @@ def test_bad_records_are_counted_named_once_and_skipped(
     assert warnings == [f"bad record skipped: {tmp_path}/set.jsonl:16: {tmp_path}/gone.mp4: no such file"]
 
 
+def test_batches_name_their_records(config: DataConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Those of the newest batch, also after a resume: as many as there are examples, and the right ones."""
+    lines = [{"messages": [{"question": f"Q{n}", "answer": str(n)}]} for n in range(9)]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    batches = train_batches(replace(config, sources=(Source(f"jsonl:{tmp_path}/set.jsonl"),)), tokenizer)
+    state = None
+    for number in range(4):
+        if number == 2:
+            state = batches.get_state()
+        batch = next(batches)
+        said = []
+        for tokens, example in zip(batch["tokens"], batch["example"], strict=True):
+            said += [tokenizer.decode(tokens[example == e].tolist()) for e in range(example.max() + 1)]
+        where = [int(name.removeprefix(f"{tmp_path}/set.jsonl:")) - 1 for name in batches.names]
+        assert len(said) == len(where) > 2 and all(f"Q{n}" in text for n, text in zip(where, said, strict=True))
+    last = batches.names
+    batches.set_state(state)
+    next(batches), next(batches)
+    assert batches.names == last
+
+
 def test_too_many_bad_records_stop_the_run(config: DataConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "good.mp4").write_bytes(encode_mp4(np.zeros((8, 16, 16, 3), np.uint8), 8))
     name = _jsonl(tmp_path, ["good.mp4", "gone.mp4"])

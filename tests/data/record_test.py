@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sttts_jax.data.record import Message, Record, RecordError, naming
+from sttts_jax.data.record import Message, Record, RecordError, join_names, naming
 from sttts_jax.data.styles import EVALUATION_STYLES, STYLES, scores_options, shows_options, training_style
 
 ASK = Message("Q", "A", "user_qa")
@@ -100,6 +100,12 @@ def test_every_style_is_of_one_kind() -> None:
     assert not [style for style in STYLES if shows_options(style) and scores_options(style)]
     assert shows_options("video_eval_multiple_choice") and scores_options("eval_short_answer")
     assert training_style("user_qa") == "user_qa"
+
+
+def test_names_of_a_file_are_joined() -> None:
+    names = ["a.jsonl:1", "b (train), record 2", "a.jsonl:15", "a.jsonl:1", "b (train), record 3", "clip"]
+    assert join_names(names) == "a.jsonl:1, 15; b (train), record 2, 3; clip"
+    assert join_names([]) == ""
 
 
 def test_a_name_is_said_once() -> None:
