@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -10,6 +11,11 @@ from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.restore import load_params, read_meta
 from sttts_jax.train.main import main as train
 from tests.tiny import tiny_config
+
+SETTINGS: dict[str, Any] = {
+    **{"total_steps": 2, "optimizer__warmup": 1, "log__histogram_every": 1},
+    **{"data__max_frames": 4, "data__frames_per_row": 4, "data__row_length": 448},
+}
 
 
 def _other_method(trained: Path, workdir: Path, method: str) -> None:
@@ -27,9 +33,7 @@ def _other_method(trained: Path, workdir: Path, method: str) -> None:
 
 def train_runs(clips: Path, root: Path) -> None:
     """A workdir for each method. The trained one moves after its training: a workdir is all that evaluation needs."""
-    frames = {"data__max_frames": 4, "data__frames_per_row": 4, "data__row_length": 448}
-    config = tiny_config(clips, total_steps=2, optimizer__warmup=1, log__histogram_every=1, **frames)
-    train(config, str(root / "first_place"))
+    train(tiny_config(clips, **SETTINGS), str(root / "first_place"))
     trained = Path(shutil.move(root / "first_place", root / "scorer"))
     for method in ("none", "random"):
         _other_method(trained, root / method, method)

@@ -4,15 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sttts_jax.data.place import without_place
 from sttts_jax.text_table import text_table
 from sttts_jax.trees import flatten_mapping
 
 FORMAT_VERSION = 1
 
-# Top-level config keys that leave the run's mathematics alone, so that a resume may change them.
+# Config keys and sections that leave the run's mathematics alone, so that a resume may change them.
 FREE_KEYS = (
     "checkpoint",
     "compile_cache",
+    "data.bad_share",
+    "data.cache",
+    "data.prefetch",
+    "data.threads",
     "distributed",
     "evaluation",
     "log",
@@ -88,13 +93,16 @@ def check_config(meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises ConfigMismatch, with a table of keys, unless `config` continues the run that wrote `meta`.
 
     Everything that can change the run's numbers must be equal: model, pruning, data, batch, seeds, loss, optimizer
-    and also the number of steps, which is in the learning rate. Free are the top-level keys in FREE_KEYS: when to
-    save, evaluate, log and profile, deadlines, how processes meet, and the mesh, which changes sums only by rounding.
+    and also the number of steps, which is in the learning rate. Free is what is in FREE_KEYS: when to
+    save, evaluate, log and profile, deadlines, how processes meet, and the mesh, which changes sums only by rounding;
+    also how data is loaded, and where it lies: its saved position tells whether it is the same.
     """
 
     def checked(tree: Mapping[str, Any]) -> dict[str, Any]:
         flat = flatten_mapping(tree)
-        return {key: value for key, value in flat.items() if key.split(".")[0] not in FREE_KEYS}
+        if "data.sources" in flat:
+            flat["data.sources"] = [without_place(source) for source in flat["data.sources"]]
+        return {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & set(FREE_KEYS)}
 
     old, new = checked(saved_config(meta)), checked(_plain(config))
     absent = object()

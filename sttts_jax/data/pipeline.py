@@ -20,6 +20,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from sttts_jax.data.config import DataConfig
 from sttts_jax.data.mixture import mix
 from sttts_jax.data.packing import batch_packed, fill_rate, pack
+from sttts_jax.data.place import check_same_data, identity
 from sttts_jax.data.reader import Reader
 from sttts_jax.data.sources.registry import open_source
 from sttts_jax.data.tokenizer import Tokenizer
@@ -55,8 +56,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         """Raises ValueError for a state of another number of shares or another mixture: it would not continue the
         same stream.
         """
+        check_same_data(state["sources"], self._identity["sources"])
         for key, mine in self._identity.items():
-            if state.get(key) != mine:
+            if key != "sources" and state.get(key) != mine:
                 raise ValueError(
                     f"the saved data position has {key}={state.get(key)!r} and this run {mine!r}; "
                     "run with the saved one, or start the data anew in another workdir"
@@ -109,11 +111,14 @@ def train_batches(
     items = draws.map(reader).to_iter_dataset(options)
     rows = pack(items, shape, config.packing_rows, config.seed)
     batches = rows.batch(config.rows // shard_count, drop_remainder=True, batch_fn=batch_packed)
-    identity = {
+    own = {
         "shard_index": shard_index,
         "shard_count": shard_count,
         "seed": config.seed,
         **({"part": part, "parts": parts} if parts > 1 else {}),
-        "sources": [[s.name, s.split, float(s.weight), n] for s, n in zip(config.sources, lengths, strict=True)],
+        "sources": [
+            identity(source, len(records), records.fingerprint)
+            for source, records in zip(config.sources, sources, strict=True)
+        ],
     }
-    return Batches(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch), config, reader, identity)
+    return Batches(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch), config, reader, own)

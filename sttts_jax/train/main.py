@@ -9,6 +9,7 @@ from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import read_meta
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.compile_cache import use_compile_cache
+from sttts_jax.data.place import rooted
 from sttts_jax.paths import PathLike
 from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import RunConfig
@@ -30,7 +31,8 @@ def main(
     sentence.
     """
     set_tpu_flags()
-    checked, raw, place = RunConfig.build(config), config.to_dict(), Workdir(workdir)
+    raw = with_rooted_data(config.to_dict())
+    checked, place = RunConfig.build(raw), Workdir(workdir)
     _check_same_run(place, raw)
     evaluate = _evaluate(checked, evaluator)
     distributed.init(checked.distributed)
@@ -38,6 +40,13 @@ def main(
     tokenizer = run_tokenizer(checked, place)
     run = prepare(checked, raw, place, tokenizer)
     return train(run, first_state(run), evaluate, out)
+
+
+def with_rooted_data(raw: dict[str, Any]) -> dict[str, Any]:
+    """A config whose data is found from any directory: that of a workdir, wherever it is evaluated or goes on."""
+    data = raw.get("data", {})
+    sources = tuple(map(rooted, data.get("sources", ())))
+    return {**raw, "data": {**data, "sources": sources}} if sources else raw
 
 
 def _evaluate(config: RunConfig, evaluator: Evaluator | None) -> Evaluate | None:

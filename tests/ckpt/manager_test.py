@@ -20,7 +20,7 @@ import pytest
 
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.manager import CheckpointConfig, CheckpointError, Manager
-from sttts_jax.ckpt.meta import ConfigMismatch, FormatMismatch, build_meta
+from sttts_jax.ckpt.meta import ConfigMismatch, FormatMismatch, build_meta, check_config
 from sttts_jax.ckpt.restore import TreeMismatch, load_params, read_meta
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
@@ -346,6 +346,17 @@ def test_another_config_refuses_with_the_keys(tmp_path: Path) -> None:
 def test_cadence_and_mesh_may_change(tmp_path: Path) -> None:
     run(tmp_path, last=2)
     assert restore(tmp_path, config=CONFIG | {"log": {"every": 50}, "mesh": {"data": 4}}).step == 2
+
+
+def test_data_may_move_and_be_loaded_in_another_way() -> None:
+    """What tells moved data from other data is its saved position."""
+    sources = [["jsonl:a.jsonl", 1.0, "train"], ["shapes", 2.0, "train", "here"]]
+    saved = {"config": json.dumps({"data": {"sources": sources, "bad_share": 0.1, "threads": 2, "rows": 8}})}
+    moved = [["jsonl:/b/c.jsonl", 1.0, "train"], ["shapes", 2.0, "train", "/there"]]
+    check_config(saved, {"data": {"sources": moved, "bad_share": 0.5, "threads": 4, "rows": 8}})
+    for name, value in (("rows", 9), ("sources", [["jsonl:a.jsonl", 1.0, "train[:90%]"], sources[1]])):
+        with pytest.raises(ConfigMismatch, match=rf"data\.{name}"):
+            check_config(saved, {"data": {"sources": moved, "bad_share": 0.1, "threads": 2, "rows": 8, name: value}})
 
 
 def test_another_data_layout_refuses(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(clips, whole
     assert _losses(workdir) == _losses(whole[0])
 
 
-def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path, monkeypatch):
+def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path, monkeypatch, capsys):
     real = loop.to_device
 
     def poisoned(batch, sharding, rows):
@@ -150,6 +150,9 @@ def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path
         train(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
     lines = {line["step"]: line for line in read_lines(tmp_path / "metrics.jsonl") if "loss" in line}
     assert lines[3]["skipped"] == 1 and lines[3]["skipped_in_row"] == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "update skipped" in line]
+    held = [line.partition("; its rows hold ")[2].partition("(train), record ")[2].split(", ") for line in said]
+    assert [len(records) for records in held] == [8] * 4 and all(int(record) < 24 for record in held[0])
     monkeypatch.setattr(loop, "to_device", real)
     resumed = train(tiny_config(clips, loss__max_skipped=3, checkpoint__every=100), str(tmp_path))
     assert int(resumed.step) == STEPS

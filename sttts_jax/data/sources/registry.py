@@ -27,7 +27,13 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def open_source(source: Source) -> Records:
+class Opened(Records, Protocol):
+    """Records of a source, with a digest of what it holds, wherever it lies."""
+
+    fingerprint: str
+
+
+def open_source(source: Source) -> Opened:
     """Raises ValueError, listing the known names, for an unknown one, and saying what to type for one not built yet."""
     name, _, rest = source.name.partition(":")
     if name == "jsonl":
@@ -76,9 +82,12 @@ def find_built(name: str, config: str, data_dir: str) -> str:
         built = f"; built are {', '.join(configs)}" if configs else ""
         *size, style = (*config.split("-"), "both")[:4]
         options = f"--size {','.join(size)}" + (f" --style {style}" if style != "both" else "")
-        raise ValueError(f"{name}/{config} is not in {data_dir}{built}; build it with `{command} {options}`")
+        raise ValueError(
+            f"{name}/{config} is not in {data_dir}{built}; build it with `{command} {options}`, or give the data_dir "
+            "where it lies"
+        )
     if not configs:
-        raise ValueError(f"{name} is not in {data_dir}; build it with `{command}`")
+        raise ValueError(f"{name} is not in {data_dir}; build it with `{command}`, or give the data_dir where it lies")
     if not config and len(configs) > 1:
         choice = ", ".join(f"{name}/{c}" for c in configs)
         raise ValueError(f"{data_dir} holds {name} in several builds; name one of {choice}")
