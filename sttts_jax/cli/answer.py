@@ -25,7 +25,7 @@ from pathlib import Path
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_method, add_pruned_fraction, check_at_least_one
+from sttts_jax.cli.arguments import add_method, add_pruned_fraction, check_at_least_one, check_not_empty
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -47,6 +47,7 @@ ONE_BY_ONE = ("video", "image", "question", "start", "end", "subtitles", "show",
 def main(argv: list[str]) -> int:
     """Prints answers. Raises ValueError with one sentence for a bad file or setting, before any device is touched."""
     args = _parser().parse_args(argv)
+    check_not_empty(args, "pruned_fraction", "subtitles", "show", "json", "questions", "out", "style")
     if args.questions is not None:
         return _answer_file(args)
     _check(args)
@@ -143,7 +144,14 @@ def _scenes(model: models.Model, args: argparse.Namespace) -> Iterator[scenes.Sc
 
 def _questions(given: Sequence[str]) -> Iterator[str]:
     for question in given:
-        yield from (line.strip() for line in sys.stdin if line.strip()) if question == "-" else [question]
+        yield from _typed() if question == "-" else [question]
+
+
+def _typed() -> Iterator[str]:
+    try:
+        yield from (line.strip() for line in sys.stdin if line.strip())
+    except UnicodeDecodeError:
+        raise ValueError("standard input is not UTF-8; convert it, as with iconv -f latin1 -t utf-8") from None
 
 
 def _ask(

@@ -45,6 +45,13 @@ def whole_numbers(text: str, flag: str) -> list[int]:
     return [int(word) for word in found]
 
 
+def check_not_empty(args: argparse.Namespace, *names: str) -> None:
+    """Raises ValueError for an empty text under one of these names, as an unset variable of a shell leaves."""
+    for name in names:
+        if getattr(args, name) == "":
+            raise ValueError(f"--{name} is empty; give a value, or leave it out")
+
+
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
     """Raises ValueError for a number below 1 under one of these names; None is left alone."""
     for name in names:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from etils import epy
 
+from sttts_jax.cli.arguments import check_not_empty
 from sttts_jax.cli.main import run
 from sttts_jax.data.config import DEFAULT_DATA_DIR, Source
 
@@ -84,6 +85,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    check_not_empty(args, "sheet", "data_dir", "split")
     source = registry.open_source(Source(args.name, 1.0, args.split, args.data_dir))
     last = min(args.first + args.count, len(source))
     if not 0 <= args.first < last:

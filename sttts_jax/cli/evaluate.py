@@ -14,7 +14,14 @@ import sys
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_method, add_pruned_fraction, check_at_least_one, whole_numbers, words
+from sttts_jax.cli.arguments import (
+    add_method,
+    add_pruned_fraction,
+    check_at_least_one,
+    check_not_empty,
+    whole_numbers,
+    words,
+)
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -25,6 +32,7 @@ def main(argv: list[str]) -> int:
     """Prints one table a task. Raises ValueError or FileNotFoundError with one sentence before anything is compiled."""
     args = _parser().parse_args(argv)
     check_at_least_one(args, "batch", "limit")
+    check_not_empty(args, "pruned_fraction", "max_frames", "frame_buckets", "data_dir", "out", "report", "picture")
     report = None
     if args.report or args.picture:
         report = api.Report(args.report, args.picture, made_by=" ".join(["sttts-jax evaluate", *argv]))

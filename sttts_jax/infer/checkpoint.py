@@ -110,8 +110,9 @@ class Checkpoint:
     ) -> Setting:
         """The trained setting with changes. A method that drops nothing stays at fraction 0. Raises ValueError."""
         usual = self.trained
+        wanted = usual.fraction if fraction is None else canonical_fraction(fraction)
         return Setting(
-            canonical_fraction(fraction) if fraction is not None and self.pruning.removes else usual.fraction,
+            wanted if self.pruning.removes else usual.fraction,
             usual.max_frames if max_frames is None else max_frames,
             usual.max_fps if max_fps is None else max_fps,
             usual.max_crops if max_crops is None else max_crops,

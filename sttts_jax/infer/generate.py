@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sttts_jax.data.styles import style_problem
 from sttts_jax.infer.decode import DecodeState, SamplerState, begin, go_on, is_stop
 
 
@@ -41,6 +42,9 @@ class GenerationConfig:
             raise ValueError(f"temperature is {self.temperature}; use 0 for greedy or a positive number")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; use a share in (0, 1]")
+        problem = style_problem(self.style)
+        if problem:
+            raise ValueError(problem)
 
 
 class QuestionTokens(NamedTuple):

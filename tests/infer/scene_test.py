@@ -288,6 +288,9 @@ def test_questions_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTIONS[0]}\n\n {QUESTIONS[2]}\n"))
     assert list(command._questions(["-"])) == QUESTIONS[::2]
     assert list(command._questions(QUESTIONS)) == QUESTIONS
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("caf\u00e9?\n".encode("latin1")), "utf-8"))
+    with pytest.raises(ValueError, match="standard input is not UTF-8; convert it"):
+        list(command._questions(["-"]))
 
 
 def test_mistakes_are_one_sentence(
@@ -328,6 +331,10 @@ def test_mistakes_are_one_sentence(
         ([*ask, *of, *of, "--subtitles", str(tmp_path / "a.srt")], "belong to one video"),
         ([*ask, *of, "--pruned_fraction", "1"], "out of range"),
         ([*ask, *of, "--max_frames", "0"], "--max_frames 0 must be at least 1"),
+        ([*ask, *of, "--max_fps", "0"], "max_fps=0.0 must be positive"),
+        ([*ask, *of, "--style", "video_short_answr"], "did you mean 'video_short_answer'"),
+        ([*ask, *of, "--subtitles", ""], "--subtitles is empty; give a value, or leave it out"),
+        ([*of, "--question", "caf\udce9?"], "`question` holds what is no character"),
         ([*ask, *of, "--max_new_tokens", "0"], "--max_new_tokens 0 must be at least 1"),
         ([*ask, *of, "--temperature", "-1"], "use 0 for greedy"),
         ([*ask, *of, "--top_p", "0"], "use a share in (0, 1]"),
