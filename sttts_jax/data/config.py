@@ -1,5 +1,6 @@
 """Everything about the data of a run, in one frozen object."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -76,8 +77,7 @@ class DataConfig:
     packing_rows: int = 8
 
     def __post_init__(self) -> None:
-        sources = tuple(s if isinstance(s, Source) else Source(*s) for s in self.sources)
-        object.__setattr__(self, "sources", sources)
+        object.__setattr__(self, "sources", tuple(map(_source, self.sources)))
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(self.image_size))
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -140,10 +140,7 @@ class DataConfig:
         if not self.sources:
             raise ValueError("data.sources is empty; name at least one, such as ('shapes_video_qa', 1.0)")
         for source in self.sources:
-            if not source.weight > 0:
-                raise ValueError(
-                    f"data.sources: {source.name} has weight {source.weight}; give a positive one or leave it out"
-                )
+            _check_source(source)
         as_fraction(self.fraction, "data.fraction")
         for name in (
             "max_frames",
@@ -189,6 +186,31 @@ class DataConfig:
                 f"{self.max_frames} frames keep at fraction {self.fraction}; raise either, or lower max_frames"
             )
         return self
+
+
+def _source(given: Any) -> Source:
+    """One of data.sources. A text alone is a name."""
+    if isinstance(given, str | Source):
+        return Source(given) if isinstance(given, str) else given
+    if not isinstance(given, list | tuple) or not 1 <= len(given) <= len(fields(Source)):
+        raise ValueError(
+            f"data.sources: {given!r} must be (name, weight, split), such as ('shapes_video_qa', 1.0, 'train')"
+        )
+    return Source(*given)
+
+
+def _check_source(source: Source) -> None:
+    for name in ("name", "split", "data_dir"):
+        if not isinstance(getattr(source, name), str):
+            raise ValueError(f"data.sources: {source.name} has {name} {getattr(source, name)!r}; give a text")
+    if (
+        isinstance(source.weight, bool)
+        or not isinstance(source.weight, int | float)
+        or not 0 < source.weight < math.inf
+    ):
+        raise ValueError(
+            f"data.sources: {source.name} has weight {source.weight!r}; give a positive number, or leave the source out"
+        )
 
 
 def data_config(**settings: Any) -> DataConfig:

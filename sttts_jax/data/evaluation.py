@@ -142,7 +142,7 @@ class _RowBuilder:
             try:
                 ids, facts = self._question(asked, broken)
             except RecordError as error:
-                LOG.warning("question %d of %s", asked.message, error)
+                LOG.warning("question %d cannot be asked: %s", asked.message, error)
                 meta.append({**asked._asdict(), "error": str(error), "unfit": isinstance(error, _Unfit)})
                 continue
             tokens[place, : len(ids)], used[place] = ids, len(ids)

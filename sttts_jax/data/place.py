@@ -12,19 +12,23 @@ LOG = logging.getLogger("sttts_jax.data")
 JSONL = "jsonl:"
 
 
-def rooted(source: Sequence[Any]) -> tuple[Any, ...]:
+def rooted(source: Any) -> Any:
     """A source of a config, (name, weight, split, data_dir) or fewer of them, with whole paths: those of a run's config
     mean the same from any directory.
     """
+    if not isinstance(source, list | tuple) or not source or not isinstance(source[0], str):
+        return source  # refused where the config is checked
     name, *rest = source
     if name.startswith(JSONL):
         name = JSONL + _whole(name.removeprefix(JSONL))
     return (name, *rest[:2], *map(_whole, rest[2:]))
 
 
-def _whole(path: str) -> str:
+def _whole(path: Any) -> Any:
     """'~' stays what it is, for whoever reads it."""
-    return os.fspath(as_path(path)) if path and is_local(path) and not path.startswith("~") else path
+    if not isinstance(path, str) or not path or not is_local(path) or path.startswith("~"):
+        return path
+    return os.fspath(as_path(path))
 
 
 def without_place(source: Sequence[Any]) -> list[Any]:

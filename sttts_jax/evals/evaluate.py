@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from sttts_jax.ckpt.workdir import Workdir
+from sttts_jax.data.place import JSONL
 from sttts_jax.distributed import everywhere
 from sttts_jax.evals.fingerprint import fingerprint
 from sttts_jax.evals.harness import Harness
@@ -84,6 +85,8 @@ def plan(
     The arguments and errors are those of `sttts_jax.api.evaluate`.
     """
     chosen = [find_task(name) for name in _several(tasks)]
+    if data_dir is not None and all(task.source.startswith(JSONL) for task in chosen):
+        raise ValueError(f"data_dir={data_dir} is where built datasets lie, and every task is a file; leave it out")
     checkpoints = _read_all(_several(workdirs), sweep.method)
     evaluations = []
     for checkpoint in checkpoints:

@@ -205,7 +205,7 @@ def _said(stream: TokenStream, text: TextStream, say: Say | None) -> list[int]:
 
 def question_tokens(tokenizer: Tokenizer, question: str, style: str = "user_qa") -> np.ndarray:
     """int32 [n], the user's turn. Raises ValueError for an empty question and for reserved tokens in it."""
-    if not question.strip():
+    if isinstance(question, str) and not question.strip():
         raise ValueError("the question is empty; ask something")
     return build_question(tokenizer, Message(question, "", style))
 

@@ -174,6 +174,12 @@ def test_an_example_that_no_row_holds_is_a_bad_record(config: DataConfig, tokeni
     [
         ({"sources": ()}, "data.sources is empty"),
         ({"sources": (("shapes_video_qa", 0.0),)}, "has weight 0.0"),
+        ({"sources": (("shapes_video_qa", float("nan")),)}, "has weight nan; give a positive number"),
+        ({"sources": (("shapes_video_qa", float("inf")),)}, "has weight inf"),
+        ({"sources": (("shapes_video_qa", "1"),)}, "has weight '1'"),
+        ({"sources": (("shapes_video_qa", 1.0, None),)}, "has split None; give a text"),
+        ({"sources": (5,)}, r"data.sources: 5 must be \(name, weight, split\)"),
+        ({"sources": (("shapes_video_qa", 1.0, "train", "data", 1),)}, r"must be \(name, weight, split\)"),
         ({"fraction": "1.5"}, "data.fraction=1.5"),
         ({"rows": 0}, "data.rows=0 must be a whole number from 1 up"),
         ({"rows": 2.0}, "data.rows=2.0 must be a whole number"),

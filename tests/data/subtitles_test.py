@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,3 +148,44 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, cues:
     assert [text for *_, text in lines] == [text for *_, text in expected]
     for got, wanted in zip(lines, expected, strict=True):
         assert got[:2] == pytest.approx(wanted[:2], abs=1e-9)
+
+
+_PIECES = [
+    *("1", "2", "00:00:01,000 --> 00:00:02,000", "00:03.000 --> 00:04.000 align:start", "00:00:09,5 --> 00:00:01,0"),
+    *(
+        "",
+        "",
+        "",
+        " ",
+        "hello",
+        "<i>there</i>",
+        "NOTE well",
+        "STYLE",
+        "WEBVTT",
+        "-->",
+        "a --> b",
+        "00:00:05 -> 00:00:06",
+    ),
+    *("&amp;&#xd800;&#9999999999;", "{\\an8}up", "<c.x><00:00:01.000>", "\ufeff", "\u2028x", "\x0c", "9:00 - 17:00"),
+]
+
+
+@pytest.mark.parametrize("ending", [".srt", ".vtt"])
+def test_any_lines_are_read_or_refused_and_no_word_behind_a_time_is_lost(tmp_path: Path, ending: str) -> None:
+    """Lines in any order, and bytes changed. What is read is text that UTF-8 can write."""
+    rng, read = np.random.default_rng(0), 0
+    for _ in range(1500):
+        text = "\n".join(_PIECES[i] for i in rng.integers(len(_PIECES), size=int(rng.integers(1, 12))))
+        data = bytearray(f"00:01 --> 00:02\n{text}".encode())
+        if rng.random() < 0.3:
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        try:
+            lines = _read(tmp_path, bytes(data), f"a{ending}")
+        except RecordError as error:
+            assert str(tmp_path) in str(error)
+            continue
+        said = " ".join(line[2] for line in lines)
+        said.encode()
+        assert ending == ".vtt" or said.count("hello") == data.count(b"hello")
+        read += 1
+    assert read > 500
