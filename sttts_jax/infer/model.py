@@ -76,6 +76,8 @@ class Model:
         Raises ValueError, one sentence that names the file, for whatever cannot be used.
         """
         setting = self.checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops)
+        if isinstance(images, MediaFile):
+            raise ValueError(f"images={images!r:.200} must be a list of files; give one as [file]")
         lines = read_subtitles(subtitles) if isinstance(subtitles, str | Path) else check_lines(subtitles)
         name = name or (Path(video).name if isinstance(video, str | Path) else "video" if video else "images")
         return self._scene(_Sight(video, images, start, end, cut_subtitles(lines, start, end), name), setting)

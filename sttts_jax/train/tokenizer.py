@@ -4,8 +4,8 @@ from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.config import DataConfig
 from sttts_jax.data.prompt import target_text, user_text
-from sttts_jax.data.record import RecordError
-from sttts_jax.data.sources.registry import Records, open_source
+from sttts_jax.data.record import Record, RecordError
+from sttts_jax.data.sources.registry import open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.train.config import RunConfig
 
@@ -36,22 +36,29 @@ def _tokenizer_of(init_from: str) -> str:
 
 
 def _texts(config: DataConfig) -> list[str]:
-    """What the model reads and says of the first records of every source, and the names of the chat's roles."""
+    """What the model reads and says of the first records of every source, and the names of the chat's roles.
+
+    Bad records are left out; the training names them. Raises ValueError where all are bad: a tokenizer of nothing would
+    stay in the workdir.
+    """
     texts: list[str] = []
-    for records in map(open_source, config.sources):
-        for index in range(min(len(records), TEXT_RECORDS)):
-            texts += _record_texts(records, index)
+    problem = None
+    opened = list(map(open_source, config.sources))
+    for records, index in ((r, index) for r in opened for index in range(min(len(r), TEXT_RECORDS))):
+        try:
+            texts += _record_texts(records[index])
+        except RecordError as error:
+            problem = problem or error
+    if not texts:
+        raise ValueError(
+            f"no record can be used, so there is nothing to train on; mend the data (the first: {problem})"
+        )
     return texts
 
 
-def _record_texts(records: Records, index: int) -> list[str]:
-    """None of a bad record, which is named when the training comes to it."""
-    try:
-        messages = records[index].messages
-        return [
-            text
-            for message in messages
-            for text in ("user\n", user_text(message), "assistant\n", target_text(message), *message.options)
-        ]
-    except RecordError:
-        return []
+def _record_texts(record: Record) -> list[str]:
+    return [
+        text
+        for message in record.messages
+        for text in ("user\n", user_text(message), "assistant\n", target_text(message), *message.options)
+    ]

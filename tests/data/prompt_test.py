@@ -141,6 +141,8 @@ def test_styles_and_multiple_choice() -> None:
     assert user_text(Message("Q", "a", "demo")) == "demo: Q"  # as Molmo2's code does
     with pytest.raises(RecordError, match="the answer 'z' is none of the options"):
         target_text(Message("Q", "z", "video_multiple_choice", ("a", "b")))
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # the tokenizer makes the same of them
+    assert target_text(Message("Q", decomposed, "science_qa", ("tea", composed))) == f"B. {composed}"
 
 
 def test_subtitles_near_a_sampled_frame(tokenizer: Tokenizer) -> None:

@@ -227,6 +227,16 @@ def test_images_come_before_the_video(model: Model, video: Path, tmp_path: Path)
         view_scene(alone, [])
 
 
+def test_one_image_is_no_list_of_them(model: Model) -> None:
+    for image in ("a.png", Path("a.png"), b"png"):
+        with pytest.raises(ValueError, match=r"images=.* must be a list of files; give one as \[file\]"):
+            model.watch(images=image)
+    with pytest.raises(ValueError, match="`subtitles` must be a list of .start, end, text"):
+        model.watch("a.mp4", subtitles=5)
+    with pytest.raises(ValueError, match="`subtitles` must be a finite number, got nan"):
+        model.watch("a.mp4", subtitles=[(0.0, float("nan"), "a")])
+
+
 def test_a_file_of_questions_is_answered_as_they_are_one_by_one(
     model: Model, said: tuple[Scene, list[Answer]], video: Path, tmp_path: Path
 ) -> None:

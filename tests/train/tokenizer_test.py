@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.tokenizer import run_tokenizer
@@ -31,3 +33,12 @@ def test_bad_records_are_no_part_of_it(tmp_path: Path) -> None:
         run_tokenizer(RunConfig.build(config), Workdir(tmp_path / name))
         files.append((tmp_path / name / "tokenizer" / "tokenizer.json").read_bytes())
     assert files[0] == files[1]
+
+
+def test_nothing_is_made_of_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("\n".join(BAD[:4]))
+    config = tiny_config(tmp_path)
+    config.data.sources = ((f"jsonl:{tmp_path}/bad.jsonl", 1.0, "train"),)
+    with pytest.raises(ValueError, match=r"no record can be used, .* \(the first: .*/bad.jsonl:1: is not JSON"):
+        run_tokenizer(RunConfig.build(config), Workdir(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
