@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="sttts-jax evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, metavar="DIR[,DIR]", help="runs to evaluate and compare")
-    parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="shapes_video_qa, jsonl:PATH")
+    parser.add_argument(
+        "--tasks", required=True, metavar="NAME[,NAME]", help="shapes_video_qa, jsonl:PATH, 'jsonl:PATH:train[90%%:]'"
+    )
     add_method(parser)
     add_pruned_fraction(parser, several=True)
     parser.add_argument("--max_frames", metavar="N[,N]", help="(default: as trained)")

@@ -72,9 +72,11 @@ def _subtitle_lines(record: Record, video: Video | None) -> Iterator[str]:
     if not record.subtitles:
         return
     times, lines = np.zeros(0) if video is None else video.times, record.subtitles
-    left_out = 0 if isinstance(lines, str) else len(lines) - len(near_subtitles(lines, times))
+    near = (
+        "" if isinstance(lines, str) else f", {len(near_subtitles(lines, times))} of {len(lines)} lines: near a frame"
+    )
     header, *said = without_reserved(subtitle_text(lines, times)).rstrip("\n").split("\n")
-    yield header + (f", less {left_out} lines that no frame is near" if left_out else "")
+    yield header + near
     yield from (f"  {line}" for line in said)
 
 

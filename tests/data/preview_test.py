@@ -48,7 +48,7 @@ def test_all_that_the_model_reads_is_shown(tmp_path: Path) -> None:
         "[0] r",
         "image 1: 50 x 20",
         "6.00 s from 1 s on, 32 x 16, 2 frames at 0.0 6.0 s",
-        "subtitle, less 1 lines that no frame is near",
+        "subtitle, 2 of 3 lines: near a frame",
         "0.0 - 0.5 first",
         "6.0 - 7.0 last",
         "video_multiple_choice: Which? | Only return the correct answer option. | A. a | B. b  ->  B. b  [weight 0.5]",
