@@ -158,8 +158,8 @@ class DataConfig:
             _at_least(name, getattr(self, name), 0)
         if self.sampling not in RULES:
             raise ValueError(f"data.sampling={self.sampling!r} is unknown; choose one of {', '.join(RULES)}")
-        if self.max_fps is not None and not self.max_fps > 0:
-            raise ValueError(f"data.max_fps={self.max_fps} must be positive, or None for max_frames equal steps")
+        if self.max_fps is not None and not 0 < self.max_fps < math.inf:
+            raise ValueError(f"data.max_fps={self.max_fps} must be positive and finite, or None for equal steps")
         if not 0 <= self.bad_share <= 1:
             raise ValueError(f"data.bad_share={self.bad_share} must be a share from 0 to 1")
         if self.max_frames > self.frames_per_row:

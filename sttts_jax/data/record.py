@@ -136,7 +136,8 @@ class Record:
             raise RecordError("`start` and `end` cut a video, and there is none; leave them out")
         begin = self.start or 0.0
         if begin < 0 or (self.end is not None and self.end <= begin):
-            raise RecordError(f"the clip from {begin:g} s to {self.end} s is empty; correct `start` and `end`")
+            finish = "the end" if self.end is None else f"{self.end:g} s"
+            raise RecordError(f"the clip from {begin:g} s to {finish} is empty or negative; correct `start` and `end`")
 
 
 @contextlib.contextmanager

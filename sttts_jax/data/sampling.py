@@ -1,6 +1,8 @@
 """Which moments of a video are looked at."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,7 @@ class FrameSampling:
     rule          "molmo2": uniform, the last frame included, as Molmo2 was trained (`times`); "transformers": as its
                   processor there does, which leaves out the end (`indices`)
 
-    Raises ValueError for an unknown rule and for numbers that are not positive.
+    Raises ValueError for an unknown rule and for what are no positive numbers.
     """
 
     max_frames: int
@@ -26,10 +28,12 @@ class FrameSampling:
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"sampling={self.rule!r} is unknown; choose one of {', '.join(RULES)}")
-        if self.max_frames < 1 or (self.max_fps is not None and not self.max_fps > 0):
-            raise ValueError(
-                f"cannot sample frames with max_frames={self.max_frames}, max_fps={self.max_fps}: give positive numbers"
-            )
+        frames: Any = self.max_frames
+        rate: Any = self.max_fps
+        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+            raise ValueError(f"max_frames={frames!r} must be positive and whole")
+        if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+            raise ValueError(f"max_fps={rate!r} must be positive and finite, or None for max_frames equal steps")
 
     def times(self, duration: float) -> np.ndarray:
         """Times in seconds, float64 [F], for a clip of `duration` seconds; the last one is `duration` itself.

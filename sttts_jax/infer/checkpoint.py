@@ -47,8 +47,7 @@ class Setting:
     max_crops: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_frames < 1 or (self.max_fps is not None and not self.max_fps > 0):
-            raise ValueError(f"max_frames={self.max_frames} and max_fps={self.max_fps} must be positive")
+        FrameSampling(self.max_frames, self.max_fps)  # raises for numbers that cannot be
         if self.max_crops < 0:
             raise ValueError(f"max_crops={self.max_crops} must not be negative; 0 is the whole picture alone")
         object.__setattr__(self, "fraction", canonical_fraction(self.fraction))
