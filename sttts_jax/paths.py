@@ -100,8 +100,8 @@ def _umask() -> int:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
-    write_bytes(path, text.encode("utf-8"))
+    """`write_bytes` of UTF-8 text. The bytes of a file's name that are no UTF-8 are written as escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: PathLike, value: Any) -> None:

@@ -115,6 +115,17 @@ def test_an_output_that_is_full_is_one_sentence() -> None:
     assert "error: No space left on device; free some space, or choose another place" in done.stderr
 
 
+def test_what_the_terminal_cannot_show_ends_no_command() -> None:
+    code = "from sttts_jax.cli import main; main.run('x', lambda argv: print('caf\\udce9 \\u2028 \\u00e9'), [])"
+    for encoding, shown in (
+        ("utf-8", b"caf\\udce9 \xe2\x80\xa8 \xc3\xa9\n"),
+        ("latin-1", b"caf\\udce9 \\u2028 \xe9\n"),
+    ):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+        assert (done.returncode, done.stdout) == (0, shown), done.stderr
+
+
 def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     def command(argv: list[str]) -> int:
         raise KeyboardInterrupt

@@ -88,6 +88,12 @@ def test_names_of_files_differ_where_texts_do() -> None:
     assert all(name.isascii() and 0 < len(name) <= 80 and "/" not in name and name.strip(".") for name in names)
 
 
+def test_names_of_files_that_are_no_text_can_be_written_about(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    paths.write_text(tmp_path / "page.html", f"<p>{name} caf\u00e9</p>")
+    assert (tmp_path / "page.html").read_bytes() == b"<p>caf\\udce9.mp4 caf\xc3\xa9</p>"
+
+
 def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
     paths.write_text(tmp_path / "a", "x")
     (tmp_path / "b").write_text("x")

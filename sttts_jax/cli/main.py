@@ -12,6 +12,7 @@ or is a package whose `__main__.py` does that, so that `python -m sttts_jax.cli.
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -80,6 +81,8 @@ def run(name: str, command: Command, argv: list[str] | None = None) -> int:
     `argv` are the words after the command; None reads them from the process.
     """
     set_tpu_flags()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show, or no UTF-8 can say, ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()  # a disk that is full shows here, not at exit
