@@ -11,7 +11,7 @@ import jax
 
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.place import JSONL
-from sttts_jax.distributed import everywhere
+from sttts_jax.distributed import everywhere, gather_json
 from sttts_jax.evals.fingerprint import fingerprint
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.prose import percent
@@ -113,7 +113,8 @@ def measure(
     """
     harnesses = [Harness(evaluation.checkpoint, batch, seed, frame_buckets) for evaluation in evaluations]
     for evaluation, harness in zip(evaluations, harnesses, strict=True):
-        if any(evaluation.file.find(known) is None for known in _fingerprints(evaluation, harness)):
+        found = [evaluation.file.find(known) for known in _fingerprints(evaluation, harness)]
+        if any(result is None for result in found):
             evaluation.file.check_writable()
     for evaluation, harness in zip(evaluations, harnesses, strict=True):
         for questions in evaluation.questions:
@@ -124,7 +125,12 @@ def measure(
 
 def _fingerprints(evaluation: Evaluation, harness: Harness) -> Iterator[str]:
     for questions, setting in itertools.product(evaluation.questions, evaluation.settings):
-        yield fingerprint(harness, questions, setting)
+        yield _fingerprint(harness, questions, setting)
+
+
+def _fingerprint(harness: Harness, questions: Questions, setting: Setting) -> str:
+    """On every process, of the files that the first one reads."""
+    return gather_json(fingerprint(harness, questions, setting) if jax.process_index() == 0 else "")[0]
 
 
 def _several(given: Any) -> list[Any]:
@@ -154,7 +160,7 @@ def _metrics(directory: str) -> list[dict[str, Any]]:
 
 def _measured(harness: Harness, file: ResultsFile, questions: Questions, setting: Setting, say: Say | None) -> Result:
     """The result of one task at one setting, from the file where it is there, else measured and put there."""
-    known = fingerprint(harness, questions, setting)
+    known = _fingerprint(harness, questions, setting)
     result, predictions = file.find(known), None
     if not everywhere(result is not None) or result is None:
         result, predictions = harness.run(questions, setting)

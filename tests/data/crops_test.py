@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sttts_jax.data import crops
-from sttts_jax.data.crops import ImageCrops, ImageError, choose_tiling, crop_image, pool_windows, read_image
+from sttts_jax.data.crops import (
+    EVALUATION_CROPS,
+    ImageCrops,
+    ImageError,
+    choose_tiling,
+    crop_image,
+    evaluation_crops,
+    layout_image,
+    pool_windows,
+    read_image,
+)
 from sttts_jax.data.image import resize
 
 SIZE, GRID, TILE = (378, 378), (27, 27), (266, 266)
@@ -114,6 +124,19 @@ def test_windows_of_an_odd_grid() -> None:
     assert pool_windows(np.arange(4, dtype=np.int32).reshape(2, 2)).tolist() == [[0, 1, 2, 3]]
     windows = pool_windows(np.arange(729, dtype=np.int32).reshape(27, 27))
     assert windows.dtype == np.int32 and np.bincount((windows >= 0).sum(1)).tolist() == [0, 1, 26, 0, 169]
+
+
+@pytest.mark.parametrize("most", [0, 1, 8])
+@pytest.mark.parametrize("shape", [(40, 50), (500, 900), (1300, 200)])
+def test_the_layout_is_known_from_the_size(shape: tuple[int, int], most: int) -> None:
+    layout, image = layout_image(shape, SIZE, GRID, most), crop_image(_noise(*shape), SIZE, GRID, most)
+    assert (layout.count, layout.grid, layout.low) == (len(image.crops), image.grid, image.low)
+    assert np.array_equal(layout.pooling, image.pooling) and layout.patches == image.patches
+
+
+def test_small_grids_have_no_tiles() -> None:
+    assert evaluation_crops((27, 27)) == EVALUATION_CROPS == 24
+    assert evaluation_crops((9, 9)) == EVALUATION_CROPS and evaluation_crops((8, 27)) == 0
 
 
 def test_sizes_that_cannot_work_are_refused() -> None:

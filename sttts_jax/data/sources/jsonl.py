@@ -36,7 +36,7 @@ class JsonlSource:
         """`split` is the whole file or a part of its records, see `split_indices`."""
         self._file = as_path(path)
         if not self._file.is_file():
-            raise ValueError(f"{path}: no such file; give jsonl:PATH with one JSON object a line")
+            raise ValueError(f"{path}: no such file; give the path of one with a JSON object a line")
         data = self._file.read_bytes()
         lines = json_lines(data, path)
         if not lines:

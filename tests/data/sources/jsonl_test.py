@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sttts_jax.data.record import RecordError
-from sttts_jax.data.sources.jsonl import JsonlSource
+from sttts_jax.data.sources.jsonl import JsonlSource, QuestionFile
 
 ASK = [{"question": "What?", "answer": "that"}]
 
@@ -85,3 +85,42 @@ def test_a_file_has_parts_and_a_fingerprint(tmp_path: Path) -> None:
     part = JsonlSource(str(tmp_path / "own.jsonl"), "train[80%:]")
     assert [part[index].id for index in range(len(part))] == ["8", "9"] and part[0].place.endswith("own.jsonl:17")
     assert part.fingerprint == whole.fingerprint != _source(tmp_path, {"messages": ASK}).fingerprint
+
+
+def _questions(folder: Path, *lines: Any) -> QuestionFile:
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return QuestionFile(str(folder / "q.jsonl"))
+
+
+def test_questions_need_no_answers(tmp_path: Path) -> None:
+    choice = {"question": "Which?", "options": ["a", "b"], "style": "video_multiple_choice"}
+    source = _questions(
+        tmp_path,
+        {"video": "a.mp4", "question": "What?", "id": "one"},
+        {"video": "a.mp4", "messages": [{"question": "What?"}, choice]},
+        {"images": ["a.png"], **choice},
+        {"messages": ASK},
+    )
+    one, two, three, four = (source[index] for index in range(4))
+    assert (one.id, one.video, one.messages[0].question) == ("one", str(tmp_path / "a.mp4"), "What?")
+    assert [message.question for message in two.messages] == ["What?", "Which?"]
+    assert (three.images, three.messages) == ((str(tmp_path / "a.png"),), two.messages[1:])
+    assert four.messages[0].answer == ASK[0]["answer"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"question": "What?", "messages": ASK}, "has `question` and `messages`; give one of them"),
+        ({"video": "a.mp4"}, "needs `messages`"),
+        ({"question": " "}, "`question` is empty"),
+        ({"question": 3}, "`question`"),
+        ({"options": ["a"]}, "every message needs the text `question`"),
+        ({"question": "What?", "vidoe": "a.mp4"}, "unknown field vidoe"),
+        ({"messages": [{"q": "What?"}]}, "unknown field q"),
+        ({"messages": "What?"}, "needs `messages`"),
+    ],
+)
+def test_questions_that_cannot_be_asked_name_their_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecordError, match=f"q.jsonl:1: .*{said}"):
+        _questions(tmp_path, line)[0]
