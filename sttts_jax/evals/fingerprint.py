@@ -4,12 +4,9 @@ No names are in it, of tasks or of files: what they hold is, so that an edited q
 name or other weights in the same place make another measurement.
 """
 
-import dataclasses
 import hashlib
 import json
 from typing import Any
-
-import jax.numpy as jnp
 
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions
@@ -20,20 +17,12 @@ def fingerprint(harness: Harness, questions: Questions, setting: Setting) -> str
     """Of what `harness.run` is asked to measure: questions, right answers, files, weights, and every setting that can
     change an answer. Reads the files of the weights and of the questions whole.
     """
-    checkpoint = harness.checkpoint
-    pruning = checkpoint.pruned(setting.fraction)
     known: dict[str, Any] = {
-        "weights": checkpoint.digest,
-        "step": checkpoint.step,
-        "model": dataclasses.asdict(checkpoint.vlm),
-        "pruning": dataclasses.asdict(pruning),
-        "compute": [jnp.dtype(checkpoint.dtype).name, checkpoint.attention],
-        "frames": dataclasses.asdict(checkpoint.frame_sampling(setting)),
-        "setting": dataclasses.asdict(setting),
+        "checkpoint": harness.checkpoint.identity(setting),
         "seed": harness.seed,
         "max_new_tokens": questions.task.max_new_tokens,
         "questions": questions.digest,
     }
-    if pruning.method == "random":  # which draws for the rows of a batch
+    if harness.checkpoint.pruning.method == "random":  # which draws for the rows of a batch
         known["rows"] = [harness.rows, harness.steps, harness.together]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from etils import epath
 
 from sttts_jax.data.evaluation import Asked, list_questions
@@ -82,7 +81,7 @@ def answer_file(
     generation = dataclasses.replace(generation or GenerationConfig(), style=PLAIN)
     setting = model.checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops)
     source = QuestionFile(str(questions))
-    settings = _settings(model, setting, generation)
+    settings = json.dumps([model.checkpoint.identity(setting), dataclasses.asdict(generation)], sort_keys=True)
     known = [_known(source, asked, settings) for asked in list_questions(source)]
     file = _Answers(out, {question.key for question in known}, overwrite)
     before = sum(question.key in file.answers for question in known)
@@ -92,22 +91,6 @@ def answer_file(
     file.finish(known)
     bad = sum(question.key not in file.answers for question in known)
     return BatchCount(len(known) - before - bad, before, bad)
-
-
-def _settings(model: Model, setting: Setting, generation: GenerationConfig) -> str:
-    """All but the question that an answer depends on, as text."""
-    checkpoint = model.checkpoint
-    parts = {
-        "weights": checkpoint.digest,
-        "step": checkpoint.step,
-        "model": dataclasses.asdict(checkpoint.vlm),
-        "pruning": dataclasses.asdict(checkpoint.pruned(setting.fraction)),
-        "compute": [jnp.dtype(checkpoint.dtype).name, checkpoint.attention],
-        "frames": dataclasses.asdict(checkpoint.frame_sampling(setting)),
-        "setting": dataclasses.asdict(setting),
-        "generation": dataclasses.asdict(generation),
-    }
-    return json.dumps(parts, sort_keys=True)
 
 
 def _known(source: QuestionFile, asked: Asked, settings: str) -> _Question:

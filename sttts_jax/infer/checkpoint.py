@@ -153,6 +153,18 @@ class Checkpoint:
         """Of its weights and its tokenizer, whatever they are called: read on first use."""
         return self.content()
 
+    def identity(self, setting: Setting) -> dict[str, Any]:
+        """All that an answer depends on but the question and what generates it, as plain JSON."""
+        return {
+            "weights": self.digest,
+            "step": self.step,  # which random choices depend on
+            "model": dataclasses.asdict(self.vlm),
+            "pruning": dataclasses.asdict(self.pruned(setting.fraction)),
+            "compute": [jnp.dtype(self.dtype).name, self.attention],
+            "frames": dataclasses.asdict(self.frame_sampling(setting)),
+            "setting": dataclasses.asdict(setting),
+        }
+
     @cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """Where everything runs."""
