@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from sttts_jax.convert.disk import size_text
+from sttts_jax.models.vit import SCORER_LEAVES
 from sttts_jax.paths import PathLike
 
 
@@ -60,6 +61,8 @@ class Conversion:
             lines[0] += f" -> {self.target} {took}"
         if self.fresh:
             lines.append(f"fresh: {', '.join(self.fresh)}")
+        if any(name.startswith(SCORER_LEAVES) for name in self.fresh):
+            lines.append("the scorer is untrained: until it is trained, prune with --method easy, random or the like")
         if self.warning:
             lines.append(self.warning)
         return "\n".join(lines)

@@ -135,7 +135,10 @@ class ResultsFile:
 
     def check_writable(self) -> None:
         """Raises ValueError where no result can be put."""
-        check_writable(self.directory / RESULTS)
+        try:
+            check_writable(self.directory / RESULTS)
+        except ValueError as error:
+            raise ValueError(f"{error}, with --out DIR") from None
 
     def find(self, fingerprint: str) -> Result | None:
         """The result of exactly this measurement, if it is there with its predictions."""

@@ -270,7 +270,7 @@ def test_from_python(tmp_path: Path) -> None:
     params = load_params(place)
     assert done.nbytes == planned.nbytes == tree_bytes(params) and done.parameters == param_count(params)
     assert done.tensors == len(tensors) and done.fresh and all(leaf.startswith("vit/scorer/") for leaf in done.fresh)
-    assert fresh_leaves(read_meta(place)) == list(done.fresh)
+    assert fresh_leaves(read_meta(place)) == list(done.fresh) and "the scorer is untrained" in str(done)
     back = convert_to_hf(place, tmp_path / "back", names="native", dtype="float32", shard_gb=1e-5)
     assert back.tensors == len(read_hf(tmp_path / "back")) + len(read_hf(tmp_path / "back" / "scorer.safetensors"))
     assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 1

@@ -267,7 +267,7 @@ def test_one_spelling_a_fraction(text: str, same: str) -> None:
         ({"--report": "page.txt"}, "must end in .html"),
         ({"--picture": "page.html"}, "must end in .png"),
         ({"--report": "pyproject.toml/page.html"}, "pyproject.toml is a file; choose another place"),
-        ({"--out": "pyproject.toml/eval"}, "pyproject.toml is a file; choose another place"),
+        ({"--out": "pyproject.toml/eval"}, "pyproject.toml is a file; choose another place, with --out DIR"),
         ({"--method": "easiest"}, "pruning.method='easiest' is unknown; choose one of scorer, random, easy"),
         ({"--max_crops": "-1"}, "max_crops=-1 must not be negative"),
         ({"--data_dir": "nowhere"}, "is not in nowhere"),
