@@ -53,6 +53,11 @@ class _Question(NamedTuple):
     key: str = ""
     problem: str = ""
 
+    @property
+    def what(self) -> Any:
+        """The same for what is asked twice."""
+        return self.key or self.asked
+
 
 def answer_file(
     model: Model,
@@ -108,7 +113,7 @@ def _scenes(questions: Iterable[_Question]) -> list[list[_Question]]:
     """Those about the same together, by the first of each; one that is asked twice is there once."""
     scenes: dict[Any, dict[Any, _Question]] = {}
     for question in questions:
-        scenes.setdefault(question.scene or question.asked, {}).setdefault(question.key or question.asked, question)
+        scenes.setdefault(question.scene or question.asked, {}).setdefault(question.what, question)
     return [list(scene.values()) for scene in scenes.values()]
 
 
@@ -152,7 +157,7 @@ class _Answers:
         if not is_local(path):
             raise ValueError(f"{path}: answers are added line by line, which needs a local file; copy it afterwards")
         check_writable(path)
-        self._path, self._bad = as_path(path), dict[int, dict[str, Any]]()
+        self._path, self._bad = as_path(path), dict[Any, dict[str, Any]]()
         found = _read(self._path)
         others = [line for line in found if "key" in line and line["key"] not in asked]
         if others and not overwrite:
@@ -168,9 +173,10 @@ class _Answers:
     def put(self, question: _Question, line: dict[str, Any]) -> None:
         """Adds a line, whole or not at all."""
         if "error" in line:
-            self._bad[question.asked.number] = line
+            self._bad[question.what] = line
         else:
             self.answers[question.key] = line
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             size = file.tell()
             try:
@@ -183,7 +189,7 @@ class _Answers:
 
     def finish(self, questions: Iterable[_Question]) -> None:
         """All lines in the order of their questions, each about its own."""
-        lines = ((q, self.answers.get(q.key) or self._bad.get(q.asked.number)) for q in questions)
+        lines = ((q, self.answers.get(q.key) or self._bad.get(q.what)) for q in questions)
         self._write({**question.about, **line} for question, line in lines if line)
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -158,6 +158,13 @@ def test_stale_answers_are_refused_or_replaced(
     assert [line["number"] for line in _found() if "answer" in line] == GOOD
 
 
+def test_what_cannot_be_asked_is_said_as_often_as_it_is_asked(model: Model, folder: Path) -> None:
+    _ask([LINES[3], LINES[0], LINES[3], LINES[4], LINES[4]])
+    assert answer_file(model, "q.jsonl", "new/folder/a.jsonl") == (1, 0, 4)
+    lines = [json.loads(line) for line in Path("new/folder/a.jsonl").read_text().splitlines()]
+    assert [line["number"] for line in lines if "error" in line] == [0, 2, 3, 4] and len(lines) == 5
+
+
 def test_other_weights_give_other_answers(model: Model, folder: Path) -> None:
     answer_file(model, "q.jsonl", "a.jsonl")
     for other in ({"content": lambda: "others"}, {"dtype": np.dtype("float16")}):
