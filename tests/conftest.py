@@ -10,10 +10,16 @@ stays.
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
-_FLAG = "--xla_force_host_platform_device_count"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+_XLA_FLAGS = {"--xla_force_host_platform_device_count": "8"}
+if version("jaxlib").startswith("0.10."):
+    # The code generator before the present one takes two thirds of the compilation; later releases know it no more,
+    # and XLA ends a process that names a flag it does not know.
+    _XLA_FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+for _name, _value in _XLA_FLAGS.items():
+    if _name not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_name}={_value}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 _FAST = "jax_disable_most_optimizations"

@@ -80,7 +80,7 @@ COMPILE = textwrap.dedent(
     from sttts_jax.pruning.config import PruneConfig
     from sttts_jax.pruning.frame_rows import FrameRows
 
-    cfg, _ = bench_vit("molmo2-4b", reduce=False, layers=4)
+    cfg, _ = bench_vit("molmo2-4b", reduce=True, layers=4)
     mesh = make_mesh({"data": 4}, topologies.get_topology_desc(sys.argv[1], platform="tpu").devices)
     rows, frames, capacity = 4, 8, 4 * 81
     vit = Vit(cfg, PruneConfig(), jnp.bfloat16, "attention", "tpu")
