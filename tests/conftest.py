@@ -28,7 +28,7 @@ _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OWN_CACHE = None if _CACHE in os.environ else tempfile.mkdtemp(prefix="jax_cache_")  # workers inherit the variable
 if _OWN_CACHE:
     os.environ[_CACHE] = _OWN_CACHE
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402

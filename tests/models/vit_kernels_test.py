@@ -80,9 +80,9 @@ COMPILE = textwrap.dedent(
     from sttts_jax.pruning.config import PruneConfig
     from sttts_jax.pruning.frame_rows import FrameRows
 
-    cfg, _ = bench_vit("molmo2-4b", reduce=True, layers=4)
+    cfg, _ = bench_vit("molmo2-4b", reduce=False, layers=4, width=144, heads=2, head_dim=72, mlp=512)
     mesh = make_mesh({"data": 4}, topologies.get_topology_desc(sys.argv[1], platform="tpu").devices)
-    rows, frames, capacity = 4, 8, 4 * 81
+    rows, frames, capacity = 4, 4, 2 * 81
     vit = Vit(cfg, PruneConfig(), jnp.bfloat16, "attention", "tpu")
     by_row = NamedSharding(mesh, PartitionSpec("data"))
     shape = lambda *s, dtype=jnp.int32: jax.ShapeDtypeStruct((rows, frames, *s), dtype, sharding=by_row)
@@ -94,10 +94,9 @@ COMPILE = textwrap.dedent(
     key = jax.random.key(0)
     with jax.set_mesh(mesh):
         params = nn.unbox(jax.eval_shape(lambda k, *a: vit.init(k, *a, capacity), key, *args))
-        for function in (loss, jax.grad(loss)):
-            text = jax.jit(function).lower(params, *args).compile().as_text()
-            kinds = set(re.findall(r" (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)?[(]", text))
-            print(text.count('custom_call_target="tpu_custom_call"'), *sorted(kinds))
+        text = jax.jit(jax.value_and_grad(loss)).lower(params, *args).compile().as_text()
+    kinds = set(re.findall(r" (all-gather|all-to-all|collective-permute|all-reduce)(?:-start)?[(]", text))
+    print(text.count('custom_call_target="tpu_custom_call"'), *sorted(kinds))
     """
 )
 
@@ -106,6 +105,5 @@ COMPILE = textwrap.dedent(
 def test_the_vit_compiles_for_a_slice() -> None:
     """One kernel a stack of blocks, and one for its gradient, because the policy keeps what the first gave; the only
     collective is the sum over rows of the loss and of the gradients."""
-    forward, gradient = (line.split() for line in run_for_tpu(COMPILE, "v5p:2x2x1"))
-    assert (int(forward[0]), forward[1:]) == (3, ["all-reduce"])
-    assert (int(gradient[0]), gradient[1:]) == (6, ["all-reduce"])
+    (line,) = run_for_tpu(COMPILE, "v5p:2x2x1")
+    assert line == "6 all-reduce"  # three stacks: before the bias, biased, after the drop
