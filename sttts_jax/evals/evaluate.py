@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -41,12 +40,6 @@ class Evaluation:
     file: ResultsFile
     metrics: list[dict[str, Any]]
     results: list[list[Result]] = dataclasses.field(default_factory=list)
-
-    @property
-    def step_seconds(self) -> float | None:
-        """Median of a training step, as logged."""
-        times = [line["time/step_s"] for line in self.metrics if "time/step_s" in line]
-        return statistics.median(times) if times else None
 
     def trained(self, task: int = 0) -> Result | None:
         """The result of a task at the setting of the training."""

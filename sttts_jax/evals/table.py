@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sttts_jax.evals.evaluate import Evaluation
-from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
+from sttts_jax.evals.prose import METHOD_NAMES, percent
 from sttts_jax.evals.results import Result, Tally
 from sttts_jax.text_table import text_table
 
@@ -20,10 +20,13 @@ def summary(evaluations: Sequence[Evaluation]) -> str:
 
 
 def results_table(evaluations: Sequence[Evaluation], task: int) -> str:
-    """One line a result: accuracies in percent with half their 95 % interval, and times, each of its own run."""
+    """One line a result: accuracies in percent with half their 95 % interval.
+
+    No times: those of different runs were measured at different hours, and would be divided by each other.
+    """
     rows = [(run, result) for run in evaluations for result in run.results[task]]
     families = list(dict.fromkeys(family for _, result in rows for family in result.families))
-    header = ["method", "run", "removed", "frames", "all", *families, "kept", "training step", "a question"]
+    header = ["method", "run", "removed", "frames", "all", *families, "kept"]
     lines = []
     for run, result in rows:
         method = run.checkpoint.pruning.method
@@ -36,8 +39,6 @@ def results_table(evaluations: Sequence[Evaluation], task: int) -> str:
                 str(result.key.max_frames),
                 *map(_accuracy, tallies),
                 percent(result.kept_share),
-                "-" if run.step_seconds is None else seconds(run.step_seconds),
-                seconds(result.seconds_per_question),
             ]
         )
     return text_table(header, lines)

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
-from sttts_jax.evals.prose import percent
+from sttts_jax.evals.prose import number, percent
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 38
@@ -35,7 +35,7 @@ class Axes:
     """What the axes of a chart say: labels, how numbers are written, a fixed y range, dashed reference levels."""
 
     x_label: str
-    y_format: Format = "{:g}".format
+    y_format: Format = number
     x_format: Format = "{:,.0f}".format
     y_range: tuple[float, float] | None = None
     references: Sequence[tuple[float, str]] = field(default_factory=tuple)

@@ -4,7 +4,7 @@ No page loads anything: styles, scripts and pictures are inside of it, so it can
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from sttts_jax.evals.accuracy import Accuracy
-from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
+from sttts_jax.evals.prose import METHOD_NAMES, number, percent, seconds
 from sttts_jax.report.charts import Axes, Line, bars, histogram, line_chart
 from sttts_jax.report.film import (
     STRIP_BUDGET,
@@ -22,7 +22,7 @@ from sttts_jax.report.film import (
     spread,
     where_uri,
 )
-from sttts_jax.report.views import ReportView, RunView, ScoreView
+from sttts_jax.report.views import USUAL, Panel, ReportView, RunView, ScoreView
 
 # Method -> what happens to the cells after the first frame.
 DROPS = {
@@ -189,23 +189,31 @@ def _fraction_charts(report: ReportView) -> list[tuple[str, Markup]]:
 
 def _panel_charts(report: ReportView) -> list[tuple[str, Markup]]:
     charts = []
-    formats = {"number": "{:,.4g}".format, "percent": percent, "seconds": seconds}
+    formats = {"number": number, "percent": percent, "seconds": seconds}
     for panel in report.panels:
-        lines = _panel_lines(report.runs, panel.key)
+        lines = _panel_lines(report.runs, panel)
         if lines:
             axes = Axes("step", formats[panel.unit], smooth=panel.smooth, from_zero=panel.from_zero)
             charts.append((panel.title, line_chart(lines, axes, f"{panel.title} by step")))
     return charts
 
 
-def _panel_lines(runs: Sequence[RunView], key: str) -> list[Line]:
-    """One line a run that logged `key`."""
-    logged = [(run, css, [row for row in run.metrics if key in row]) for run, css in _coloured(runs, scorer_last=True)]
+def _panel_lines(runs: Sequence[RunView], panel: Panel) -> list[Line]:
+    """One line a run that logged the panel's key."""
+    logged = [(run, css, _panel_rows(run, panel)) for run, css in _coloured(runs, scorer_last=True)]
     return [
-        Line(run.name, css, [row["step"] for row in rows], [row[key] for row in rows])
+        Line(run.name, css, [row["step"] for row in rows], [row[panel.key] for row in rows])
         for run, css, rows in logged
         if rows
     ]
+
+
+def _panel_rows(run: RunView, panel: Panel) -> list[Mapping[str, float]]:
+    rows = [row for row in run.metrics if panel.key in row]
+    if not panel.usual or not rows:
+        return rows
+    limit = USUAL * float(np.median([row[panel.key] for row in rows]))
+    return [row for row in rows if row[panel.key] < limit or limit <= 0]
 
 
 def _clips(views: Sequence[ScoreView]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import sttts_jax
 from sttts_jax.data.record import Record
 from sttts_jax.evals.evaluate import Evaluation
-from sttts_jax.evals.prose import METHOD_NAMES, percent, seconds
+from sttts_jax.evals.prose import METHOD_NAMES, percent
 from sttts_jax.evals.questions import Questions
 from sttts_jax.infer.checkpoint import Checkpoint
 from sttts_jax.paths import PathLike, as_path, check_writable, write_bytes, write_text
@@ -89,7 +89,7 @@ def report_view(
     facts = {
         "Task": f"{task.name}, {asked:,} questions of the split {questions.source.split or 'in the file'}",
         "Step": f"one forward pass over the prompts of {rows} questions, measured in one process, runs in turn, median",
-        "Training step": "median over the training, as logged by each run for itself: not a comparison",
+        "Curves of time": "as logged by each run for itself, whatever else its machine did: not a comparison",
         "Device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "Versions": f"sttts_jax {sttts_jax.__version__}, jax {jax.__version__}",
         "Made by": made_by,
@@ -127,7 +127,7 @@ def _summary(runs: Sequence[Evaluation], asked: int) -> str:
 def _run_view(run: Evaluation, name: str, speed: Mapping[str, float]) -> RunView:
     checkpoint, results, main, trained = run.checkpoint, run.results[0], run.trained(), run.checkpoint.trained
     by_fraction = {float(r.key.fraction): r.overall.accuracy for r in results if r.key.max_frames == trained.max_frames}
-    facts = {"Training step": "-" if run.step_seconds is None else seconds(run.step_seconds)}
+    facts = {}
     for r in results:
         if r.key.max_frames != trained.max_frames and r.key.fraction == trained.fraction:
             facts[f"at {r.key.max_frames} frames"] = percent(r.overall.accuracy.value)

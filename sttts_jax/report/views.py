@@ -76,6 +76,9 @@ class RunView:
     facts: Mapping[str, str] = field(default_factory=dict)  # more columns of the summary table
 
 
+USUAL = 5.0
+
+
 @dataclass(frozen=True)
 class Panel:
     """One curve chart of a training report: a key of metrics.jsonl, its title, how values are written."""
@@ -85,6 +88,7 @@ class Panel:
     unit: str = "number"  # number, percent or seconds
     smooth: bool = True
     from_zero: bool = True  # whether the y axis starts at 0
+    usual: bool = False  # whether what is USUAL times the median or more is left out: a step that was compiled, a pause
 
 
 # As train.step and train.clock log them.
@@ -92,7 +96,7 @@ PANELS = (
     Panel("loss_task", "Task loss"),
     Panel("loss_aux", "Auxiliary loss"),
     Panel("accuracy_tokens", "Share of answer tokens right in training", "percent"),
-    Panel("time/step_s", "Seconds a step", "seconds"),
+    Panel("time/step_s", "Seconds a step", "seconds", usual=True),
     Panel("kept/share", "Kept share of cells", "percent"),
     Panel("fill/tokens", "Fill rate of rows", "percent", from_zero=False),
     Panel("rate/tokens_per_s", "Tokens a second"),

@@ -196,6 +196,19 @@ def test_training_report_shows_every_run_family_and_clip() -> None:
     assert "Auxiliary loss" not in text  # no run logged it
 
 
+def test_the_step_that_was_compiled_does_not_scale_the_seconds_of_the_others() -> None:
+    rows = [
+        {"step": step, "time/step_s": 41.0 if step == 1 else 0.2, "rate/tokens_per_s": 15e3} for step in range(1, 9)
+    ]
+    text = training_report(ReportView("Report", [RunView("a", "none", 0.0, rows)]))
+    _check(text)
+    assert (
+        "41"
+        not in re.sub(r"<style>.*?</style>|<path[^>]*>", "", text, flags=re.DOTALL).split("Seconds a step")[1][:3000]
+    )
+    assert "200 ms" in text and "e+0" not in text and "15 k" in text
+
+
 def test_training_report_of_a_run_with_nothing_measured() -> None:
     _check(training_report(ReportView("Bare", [RunView("a", "scorer", 0.5), RunView("b", "my_method", 0.5)])))
 
