@@ -1,9 +1,12 @@
 """sttts-jax convert: Molmo2 as Hugging Face publishes it to an Orbax checkpoint of this package, and back.
 
     sttts-jax convert --from hf:Molmo2-4B --to orbax:ckpt/molmo2-4b
+    sttts-jax convert --from hf:allenai/Molmo2-4B --to orbax:ckpt/molmo2-4b
     sttts-jax convert --from hf:Molmo2-4B --to orbax:ckpt/molmo2-4b-stts --scorer scorer.safetensors
     sttts-jax convert --vision hf:siglip2-so400m --llm hf:Qwen3-4B --to orbax:ckpt/start
     sttts-jax convert --from orbax:runs/mine --to hf:out --names native --dtype bfloat16
+
+hf:DIR is a folder; hf:org/name, where there is no such folder, is downloaded from the hub (the extra `hub`).
 
 The result of the first is read by every other command, and by a config's `init_from`. It keeps the dtype and the side
 files of its source, so that the way back gives the same tensors. Without --scorer, a scorer that lies in the source is
@@ -25,6 +28,7 @@ from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
     from sttts_jax import api
+    from sttts_jax.convert import hub
 
 KINDS = ("hf", "orbax")
 BOTH = ("dtype", "dry_run")
@@ -62,10 +66,10 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
 def _sources(args: argparse.Namespace) -> str | None:
     """The directory of --from; None with --vision and --llm, which become directories in `args`."""
     if args.vision is None and args.llm is None:
-        return _only("--from", args.source, "hf")
+        return _from_hub("--from", args.source)
     if args.source is not None or args.vision is None or args.llm is None:
         raise ValueError("give either --from hf:DIR, or both --vision hf:DIR and --llm hf:DIR")
-    args.vision, args.llm = _only("--vision", args.vision, "hf"), _only("--llm", args.llm, "hf")
+    args.vision, args.llm = _from_hub("--vision", args.vision), _from_hub("--llm", args.llm)
     return None
 
 
@@ -84,6 +88,10 @@ def _only(name: str, text: str | None, wanted: str) -> str:
     if kind != wanted:
         raise ValueError(f"{name} {text} must be {wanted}:DIR, because --to is the other kind")
     return directory
+
+
+def _from_hub(name: str, text: str | None) -> str:
+    return hub.hub_folder(_only(name, text, "hf"))
 
 
 def _parser() -> argparse.ArgumentParser:
