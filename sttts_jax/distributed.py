@@ -50,6 +50,8 @@ class DistributedConfig:
         """Itself. Raises ValueError on values that contradict each other."""
         if self.processes < -1:
             raise ValueError(f"distributed.processes={self.processes}; use 0, -1 or the number of processes")
+        if self.process_id < -1:
+            raise ValueError(f"distributed.process_id={self.process_id}; use -1 or the number of this process")
         if self.timeout_s < 1:
             raise ValueError(f"distributed.timeout_s={self.timeout_s} must be at least 1 second")
         if self.coordinator and self.processes < 1:
@@ -75,8 +77,9 @@ def _detected_processes(environment: Mapping[str, str]) -> int:
     return max([1, *counts, int(slices) if slices.isdigit() else 1])
 
 
-def describe(config: DistributedConfig, environment: Mapping[str, str] = os.environ) -> str:
-    """What `init` is about to do and what it saw, one line a fact."""
+def describe(config: DistributedConfig, environment: Mapping[str, str] | None = None) -> str:
+    """What `init` is about to do and what it saw, one line a fact. environment: None is the process's own."""
+    environment = os.environ if environment is None else environment
     seen = [f"  {name}={environment[name]}" for name in _SHOWN_VARIABLES if environment.get(name)]
     asked = f"processes={config.processes} coordinator={config.coordinator or 'auto'} process_id={config.process_id}"
     lines = [f"distributed: config {asked} timeout={config.timeout_s}s", "distributed: environment"]

@@ -10,8 +10,12 @@ _VARIABLE = "LIBTPU_INIT_ARGS"
 _DEFAULTS = {"--xla_tpu_scoped_vmem_limit_kib": 64 * 1024}
 
 
-def set_tpu_flags(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Adds our defaults to LIBTPU_INIT_ARGS; flags that are there stay. Must come before JAX touches a device."""
+def set_tpu_flags(environment: MutableMapping[str, str] | None = None) -> None:
+    """Adds our defaults to LIBTPU_INIT_ARGS; flags that are there stay. Must come before JAX touches a device.
+
+    environment: None is the process's own, which no signature must show: `help` prints defaults.
+    """
+    environment = os.environ if environment is None else environment
     words = environment.get(_VARIABLE, "").split()
     given = {word.split("=")[0] for word in words}
     words += [f"{flag}={value}" for flag, value in _DEFAULTS.items() if flag not in given]

@@ -5,11 +5,14 @@ import os
 import pkgutil
 import subprocess
 import sys
+import types
 
 import pytest
 
 from sttts_jax import cli
 from sttts_jax.cli import main as dispatcher
+from sttts_jax.cli import train
+from sttts_jax.train.keys import sections
 
 
 def _process(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +30,40 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_table_has_every_command_file_and_no_other() -> None:
     names = {module.name for module in pkgutil.iter_modules(cli.__path__) if not module.name.startswith("_")}
-    assert names - {"main", "arguments"} == set(dispatcher.COMMANDS)
+    assert names - {"main", "arguments", "settings"} == set(dispatcher.COMMANDS)
+
+
+def test_help_of_train_shows_the_configs_own_arguments_and_every_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert dispatcher.main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: sttts-jax train --config NAME|FILE[:ARGUMENTS] --workdir DIR") and "demo" in text
+    told = " ".join(text.split())
+    for name, _, found in sections():
+        for key in found:
+            assert f"--config.{name}{'.' if name else ''}{key.name}=" in text and key.meaning in told
+    assert dispatcher.main(["train", "--config", "demo:steps=5", "--help"]) == 0
+    assert "Arguments: method (scorer, random," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("error", "code"), [(None, 0), (KeyboardInterrupt, 130)])
+def test_a_compiler_that_cannot_be_ended_ends_with_the_process(
+    error: type[BaseException] | None, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was told to stop while it compiled; the interpreter's own end would abort."""
+
+    def trained(*_: object) -> None:
+        if error is not None:
+            raise error
+
+    ends: list[int] = []
+    monkeypatch.setattr(train, "_parse", lambda argv: ({}, "x"))
+    monkeypatch.setattr(train, "api", types.SimpleNamespace(train=trained))
+    monkeypatch.setattr(train, "signals", types.SimpleNamespace(left_behind=lambda: True))
+    monkeypatch.setattr(train.os, "_exit", ends.append)
+    assert dispatcher.run("train", train.main, []) == code and ends == [code]
 
 
 def test_no_command_is_a_mistake_and_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +173,7 @@ def test_interrupt_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["configs/nope.py"], "--config: [Errno 2] No such file or directory: 'configs/nope.py'"),
+        (["configs/nope.py"], "--config configs/nope.py: there is no such file; by name there are demo"),
         (["configs/demo.py:methd=scorer"], "the config argument has no key 'methd'; did you mean 'method'"),
         (["configs/demo.py:k=1.2"], ": k=1.2 is out of range; give the share of cells to remove"),
         (["configs/demo.py", "--config.optimizer.llm_rl=1"], "the config has no key 'llm_rl'; Did you mean \"llm_lr\""),

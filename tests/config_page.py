@@ -3,13 +3,9 @@
 python -m tests.config_page > docs/config.md
 """
 
-import dataclasses
-import inspect
-import re
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-from sttts_jax.train.config import SECTIONS, RunConfig, defaults
+from sttts_jax.train.keys import Key, sections
 
 HEAD = """# Config keys
 
@@ -20,44 +16,20 @@ that cannot work, is refused before any device is touched. This page is made fro
 """
 
 
-def meanings(kind: type) -> dict[str, str]:
-    """Key -> meaning, as the docstring of a section lists them: `name    meaning`, going on in indented lines."""
-    found: dict[str, str] = {}
-    key = None
-    for line in (inspect.getdoc(kind) or "").splitlines():
-        starts = re.fullmatch(r"([a-z]\w*(?:, [a-z]\w*)*)(?: {2,})(\S.*)", line)
-        if starts:
-            key = starts[1]
-            found[key] = starts[2]
-        elif key is not None and re.match(r" {4,}\S", line):
-            found[key] += " " + line.strip()
-        else:
-            key = None
-    return {name: text for names, text in found.items() for name in names.split(", ")}
-
-
-def _rows(values: dict[str, Any], texts: dict[str, str]) -> Iterator[str]:
+def _rows(keys: list[Key]) -> Iterator[str]:
     yield "| key | default | meaning |"
     yield "|---|---|---|"
-    for name, value in values.items():
-        shown = f"`{value!r}`".replace("|", "\\|")
-        yield f"| `{name}` | {shown} | {texts[name].replace('|', chr(92) + '|')} |"
-
-
-def _ordered(kind: type, values: dict[str, Any], left_out: Collection[str] = ()) -> dict[str, Any]:
-    """`values` in the order of the dataclass, not of the alphabet."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: values[name] for name in names if name in values and name not in left_out}
+    for key in keys:
+        shown = f"`{key.default!r}`".replace("|", "\\|")
+        yield f"| `{key.name}` | {shown} | {key.meaning.replace('|', chr(92) + '|')} |"
 
 
 def config_page() -> str:
-    """The whole page. Raises KeyError for a key without a meaning."""
-    config = defaults().to_dict()
-    lines = [HEAD, "## The run", "", *_rows(_ordered(RunConfig, config, SECTIONS), meanings(RunConfig))]
-    for name, kind in SECTIONS.items():
-        first = (inspect.getdoc(kind) or "").split("\n\n")[0].replace("\n", " ")
-        lines += ["", f"## `{name}`", "", first, "", *_rows(_ordered(kind, config[name]), meanings(kind))]
-    return "\n".join(lines) + "\n"
+    """The whole page."""
+    lines = [HEAD]
+    for name, about, keys in sections():
+        lines += [f"## `{name}`", "", about, "", *_rows(keys), ""] if name else [f"## {about}", "", *_rows(keys), ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

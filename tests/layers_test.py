@@ -236,3 +236,16 @@ def test_long_files_are_named() -> None:
 def test_median_file_is_short() -> None:
     lengths = [len(path.read_text().splitlines()) for path in MODULES.values()]
     assert statistics.median([lines for lines in lengths if lines >= 5]) <= MAX_MEDIAN
+
+
+def test_no_signature_holds_the_environment() -> None:
+    """`help`, docs and tracebacks print defaults; a process's environment has secrets."""
+    held = [
+        f"{path.relative_to(ROOT)}:{default.lineno}"
+        for path in _python()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for default in (*node.args.defaults, *filter(None, node.args.kw_defaults))
+        if "environ" in ast.unparse(default)
+    ]
+    assert not held

@@ -1,6 +1,11 @@
 """sttts-jax train --config configs/X.py[:args] --workdir DIR [--config.a.b=v]: trains, or goes on where it stopped."""
 
+import ast
+import os
+import shutil
 import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -11,18 +16,90 @@ from sttts_jax.cli.main import run as run_command
 
 with epy.lazy_imports():  # jax only after the flags are known to be right
     from sttts_jax import api
+    from sttts_jax.cli import settings
+    from sttts_jax.train import keys, shipped, signals
+
+USAGE = """usage: sttts-jax train --config NAME|FILE[:ARGUMENTS] --workdir DIR [--config.KEY=VALUE ...]
+
+Trains a model, or goes on where the workdir stands: the same command resumes.
+
+  --config NAME|FILE[:a=1,b=x]  a config that comes with the package ({names}), or a file with get_config(arg)
+  --workdir DIR                 where checkpoints, metrics and the tokenizer go
+  --config.KEY=VALUE            another value of any key below
+
+SIGTERM, SIGHUP and Ctrl-C save the step and end; a second Ctrl-C ends at once."""
 
 
 def main(argv: list[str]) -> int:
-    """Trains. Exit code 0 also after a preemption: the same command goes on."""
+    """Trains. Exit code 0 also after a SIGTERM: the same command goes on."""
+    if any(word in ("--help", "-h", "--helpfull") for word in argv):
+        print(usage(argv))
+        return 0
     config, workdir = _parse(argv)
-    api.train(config, workdir)
+    try:
+        api.train(config, workdir)
+    except KeyboardInterrupt:
+        _leave(130)
+        raise
+    _leave(0)
     return 0
+
+
+def _leave(code: int) -> None:
+    """Ends the process here where the compiler still works for a run that was told to stop: it cannot be ended."""
+    if signals.left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def usage(argv: list[str]) -> str:
+    """The text of --help: what the command takes, the arguments of the config if one is named, every key."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    names = ", ".join(shipped.shipped_configs())
+    lines = [*_wrapped(USAGE.format(names=names), width)]
+    words = _with_config_path(argv)
+    for path in [word.partition("=")[2].partition(":")[0] for word in words if word.startswith("--config=")]:
+        text = ast.get_docstring(ast.parse(Path(path).read_text())) or "has no description"
+        lines += ["", f"{path}:", "", textwrap.indent(text, "  ")]
+    for name, about, found in keys.sections():
+        lines += ["", *textwrap.wrap(f"{name}: {about}" if name else about, width)]
+        for key in found:
+            lines.append(f"  --config.{name}{'.' if name else ''}{key.name}={_shown(key.default)}")
+            lines += textwrap.wrap(key.meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of a text; what is too long goes on below the second column."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * 32 if line.startswith("  -") else ""
+        lines += textwrap.wrap(line, width, subsequent_indent=indent) or [""]
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value else repr(value)
+
+
+def _with_config_path(words: list[str]) -> list[str]:
+    """The words with --config NAME[:args] as --config=FILE[:args]. Raises ValueError where there is no such file."""
+    found, rest = list[str](), list(words)
+    while rest:
+        word = rest.pop(0)
+        flag, equal, value = word.partition("=")
+        if flag in ("--config", "-config") and (equal or rest):
+            name, colon, arguments = (value if equal else rest.pop(0)).partition(":")
+            word = f"--config={shipped.config_file(name)}{colon}{arguments}"
+        found.append(word)
+    return found
 
 
 def _parse(argv: list[str]) -> tuple[Any, str]:
     values = flags.FlagValues()
-    words = ["sttts-jax train", *argv]  # overrides are looked up here, not in the process's own arguments
+    rest, taken = settings.take_settings(_with_config_path(argv))
+    words = ["sttts-jax train", *rest]  # overrides are looked up here, not in the process's own arguments
     config_flags.DEFINE_config_file("config", None, "the run", lock_config=True, flag_values=values, sys_argv=words)
     flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the tokenizer go", flag_values=values)
     try:
@@ -38,11 +115,12 @@ def _parse(argv: list[str]) -> tuple[Any, str]:
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings are given as --config.KEY=VALUE")
     if values.config is None or not values.workdir:
-        raise ValueError("--config FILE and --workdir DIR are both needed")
+        raise ValueError("--config NAME|FILE and --workdir DIR are both needed; --help lists all settings")
     try:
         values.config.to_dict()
     except OSError as error:  # ml_collections tells of a missing file only when the config is used
         raise ValueError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from error
+    settings.apply_settings(values.config, taken)
     return values.config, values.workdir
 
 

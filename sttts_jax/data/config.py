@@ -8,6 +8,7 @@ from sttts_jax.data.sampling import RULES, FrameSampling
 from sttts_jax.data.schema import POOL, RowShape
 from sttts_jax.pruning.budget import as_fraction, n_kept
 
+MAX_SEED = 4_000_000  # every source has seeds of its own, made from this one, of 32 bits
 DEFAULT_DATA_DIR = "~/.cache/sttts_jax/data"
 
 
@@ -77,7 +78,7 @@ class DataConfig:
     packing_rows: int = 8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sources", tuple(map(_source, self.sources)))
+        object.__setattr__(self, "sources", _sources(self.sources))
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(self.image_size))
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -141,6 +142,8 @@ class DataConfig:
             raise ValueError("data.sources is empty; name at least one, such as ('shapes_video_qa', 1.0)")
         for source in self.sources:
             _check_source(source)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"data.seed={self.seed} must be from 0 to {MAX_SEED}")
         as_fraction(self.fraction, "data.fraction")
         for name in (
             "max_frames",
@@ -186,6 +189,18 @@ class DataConfig:
                 f"{self.max_frames} frames keep at fraction {self.fraction}; raise either, or lower max_frames"
             )
         return self
+
+
+def _sources(given: Any) -> tuple[Source, ...]:
+    """One source may stand alone, and a name without weight and split. Raises ValueError for what is no source."""
+    alone = isinstance(given, str | Source) or (
+        isinstance(given, tuple | list) and len(given) > 1 and isinstance(given[1], int | float)
+    )
+    if alone:
+        return (_source(given),)
+    if not isinstance(given, tuple | list):
+        raise ValueError(f"data.sources={given!r} must be a list of (name, weight, split, data_dir)")
+    return tuple(map(_source, given))
 
 
 def _source(given: Any) -> Source:

@@ -11,7 +11,7 @@ from sttts_jax.pruning.cells import CellGrid
 def _require_positive(config: object, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(config, name)
-        if value <= 0:
+        if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{type(config).__name__}.{name} is {value}; it must be positive.")
 
 

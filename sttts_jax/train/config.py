@@ -24,6 +24,7 @@ from sttts_jax.ops.attention.kernels import KERNELS
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.config import PruneConfig
+from sttts_jax.train.kinds import check_kinds, check_mapping
 from sttts_jax.train.optimizer import OptimizerConfig
 from sttts_jax.train.profile import ProfileConfig
 
@@ -68,6 +69,9 @@ class ModelConfig:
 
     def check(self) -> Self:
         """Raises ValueError with one sentence; returns self."""
+        check_mapping("model.overrides", self.overrides)
+        if not self.lora_alpha > 0:
+            raise ValueError(f"model.lora_alpha={self.lora_alpha} must be positive")
         _ = self.vlm
         remat_policy(self.remat)
         if self.attention not in KERNELS:
@@ -126,8 +130,6 @@ class EvaluationConfig:
         for name, least in (("every", 0), ("limit", 0), ("batch", 1), ("max_frames", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least {least}")
-        if not isinstance(self.tasks, tuple | list):
-            raise ValueError(f"evaluation.tasks={self.tasks!r} must be a list such as ('shapes_video_qa',)")
         if self.every and not self.tasks:
             raise ValueError(f"evaluation.every={self.every} asks for evaluation.tasks; name some, or set it to 0")
         if self.fraction:
@@ -251,6 +253,8 @@ class RunConfig:
     def build(cls, config: Mapping[str, Any]) -> "RunConfig":
         """Raises ValueError that names the key, before any device is touched."""
         tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+        for name in SECTIONS:
+            check_mapping(name, tree.get(name, {}))
         check_keys("config", tree, [f.name for f in dataclasses.fields(cls)])
         kinds = {name: kind for name, kind in SECTIONS.items() if name != "data"}
         sections = {name: section(name, kind, tree.get(name, {})).check() for name, kind in kinds.items()}
@@ -259,6 +263,9 @@ class RunConfig:
 
     def check(self) -> Self:
         """Itself, whose sections are right, each by itself. Raises ValueError where they do not go together."""
+        check_kinds("", self)
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must have 64 bits; give a smaller one")
         self.optimizer.check_steps(self.total_steps)
         rows, parts = self.data.rows, self.loss.accumulate
         if rows % parts:
@@ -317,7 +324,9 @@ def _default(field: dataclasses.Field) -> Any:
 def section(name: str, kind: type, values: Mapping[str, Any]) -> Any:
     """A frozen section from its part of the config; an unknown key is named, with the nearest known one."""
     check_keys(name, values, [f.name for f in dataclasses.fields(kind)])
-    return kind(**values)
+    made = kind(**values)
+    check_kinds(f"{name}.", made)
+    return made
 
 
 def _data(values: Mapping[str, Any], model: ModelConfig, pruning: PruneConfig) -> DataConfig:
