@@ -17,14 +17,14 @@ class Resumable(Protocol):
 
 
 class DataState:
-    """Hands an iterator's position to Orbax. The position is taken when the save begins, so the loop may go on."""
+    """Hands an iterator's position to Orbax: the one given, or the one where a save begins; so the loop may go on."""
 
-    def __init__(self, iterator: Resumable):
-        self._iterator = iterator
+    def __init__(self, iterator: Resumable, position: dict[str, Any] | None = None):
+        self._iterator, self._position = iterator, position
 
     async def save(self, directory: Any) -> Awaitable[None]:
         """Orbax awaits the returned coroutine in the background."""
-        text = json.dumps(self._iterator.get_state())
+        text = json.dumps(self._iterator.get_state() if self._position is None else self._position)
 
         async def write() -> None:
             path = await directory.await_creation()

@@ -5,7 +5,6 @@ Saves are asynchronous Orbax v1 checkpoints of four parts: `params`, `opt`, `dat
 step behind.
 """
 
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -66,11 +65,8 @@ class Manager:
     found = manager.restore_latest(abstract_params, abstract_opt, iterator, config=config, layout=layout.describe())
     for step in ...:
         manager.raise_if_failed()                         # a failed save ends the run here, not hours later
-        stop = manager.preempted(step)                    # at every step, or processes miss each other
-        if stop or manager.should_save(step):
+        if manager.should_save(step):
             manager.save(step, params, opt, iterator, meta)
-        if stop:
-            break
     manager.close()
     """
 
@@ -80,20 +76,7 @@ class Manager:
         self._config = config
         self._writer: ocp.training.Checkpointer | None = None
         self._pending: tuple[int, Any] | None = None
-        self._terminated = self._failed = False
-        self._handler: Any = None
-        if not jax.distributed.is_initialized():
-            self._catch_sigterm()
-
-    def _catch_sigterm(self) -> None:
-        def note(number: int, frame: Any) -> None:
-            del number, frame
-            self._terminated = True
-
-        try:
-            self._handler = signal.signal(signal.SIGTERM, note)
-        except ValueError:  # not the main thread: the launcher's own handling stays
-            logging.warning("checkpoints are not saved on SIGTERM, because the run is not in the main thread")
+        self._failed = False
 
     @property
     def steps(self) -> list[int]:
@@ -103,15 +86,6 @@ class Manager:
     def should_save(self, step: int) -> bool:
         """Whether the interval says so."""
         return step % self._config.every == 0
-
-    def preempted(self, step: int) -> bool:
-        """Whether the run was told to end (SIGTERM): save this step, then stop. Call once a step.
-
-        With several processes all of them get True at the same step, whichever got the signal.
-        """
-        if jax.distributed.is_initialized():
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._terminated
 
     def save(
         self,
@@ -179,10 +153,7 @@ class Manager:
             raise self._failure(step, error) from error
 
     def close(self) -> None:
-        """Waits for the save that goes on, ends the background threads, gives SIGTERM back. Raises as `wait`."""
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
+        """Waits for the save that goes on, ends the background threads. Raises as `wait`."""
         try:
             self.wait()
         finally:

@@ -1,6 +1,8 @@
 """What lies where in the folder of a run, or of a converted checkpoint, which looks like one.
 
 WORKDIR/checkpoints/   the steps, see `ckpt.files`
+WORKDIR/aborted/       the state of a run whose updates were all skipped, see `ckpt.aborted`
+WORKDIR/lease          which process trains here, see `ckpt.lease`
 WORKDIR/tokenizer/     tokenizer.json and the size of the model's vocabulary
 WORKDIR/metrics.jsonl  the record of the training
 WORKDIR/state.txt      a table of all arrays of its state and where they lie
@@ -35,6 +37,16 @@ class Workdir:
     def checkpoints(self) -> epath.Path:
         """The directory of steps."""
         return self.root / "checkpoints"
+
+    @property
+    def aborted(self) -> epath.Path:
+        """The directory of the step that a run gave up at."""
+        return self.root / "aborted"
+
+    @property
+    def lease(self) -> epath.Path:
+        """The file that says who trains here."""
+        return self.root / "lease"
 
     @property
     def tokenizer(self) -> epath.Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sttts_jax.data.config import DataConfig
+from sttts_jax.data.config import DataConfig, Source
 from sttts_jax.data.crops import ImageCrops, crop_image, read_image
 from sttts_jax.data.packing import NO_IMAGES, Item, lengths
 from sttts_jax.data.prompt import build_example
@@ -21,11 +21,12 @@ from sttts_jax.pruning.budget import n_drop
 LOG = logging.getLogger("sttts_jax.data")
 MOST_SAID = 600  # characters about a bad record
 LEAST_SEEN = 20  # records to see before the share of bad ones can stop a run
+MOST_IN_A_ROW = 10_000  # unusable records, after which none is expected to follow
 CACHE_BYTES = 8 * 2**30
 
 
 class TooManyBadRecords(ValueError):
-    """More of the records are unusable than the config allows."""
+    """More of the records are unusable than the config allows, or all of them."""
 
 
 class FrameCache:
@@ -53,18 +54,24 @@ class FrameCache:
 
 
 class BadRecords:
-    """Counts; logs each bad record once; raises TooManyBadRecords past the allowed share. Safe for threads."""
+    """Counts; logs each bad record once; raises TooManyBadRecords past the allowed share. Safe for threads.
 
-    def __init__(self, allowed_share: float):
+    most_in_a_row: with so many unusable ones and no other between them nothing can be used, whatever share is allowed.
+    """
+
+    def __init__(self, allowed_share: float, most_in_a_row: int):
         self.allowed_share = allowed_share
+        self._most_in_a_row = most_in_a_row
         self.seen = 0
         self.bad = 0
+        self._in_a_row = 0
         self.named: dict[tuple[int, int], str] = {}  # (source, index) -> cause
         self._lock = threading.Lock()
 
     def good(self) -> None:
         with self._lock:
             self.seen += 1
+            self._in_a_row = 0
 
     def add(self, key: tuple[int, int], cause: str) -> None:
         """`cause` begins with the record's name."""
@@ -72,6 +79,7 @@ class BadRecords:
         with self._lock:
             self.seen += 1
             self.bad += 1
+            self._in_a_row += 1
             if key not in self.named:
                 LOG.warning("bad record skipped: %s", cause)
             self.named[key] = cause
@@ -79,6 +87,11 @@ class BadRecords:
                 raise TooManyBadRecords(
                     f"{self.bad} of {self.seen} records are unusable, more than bad_share={self.allowed_share:g}; "
                     f"mend the data or raise bad_share (the last one: {cause})"
+                )
+            if self._in_a_row >= self._most_in_a_row:
+                raise TooManyBadRecords(
+                    f"none of the last {self._in_a_row} records can be used, so there is nothing to train on; mend the "
+                    f"data (the last one: {cause})"
                 )
 
 
@@ -95,7 +108,7 @@ class Reader:
         self._config, self._sources, self._tokenizer = config, sources, tokenizer
         self._shape = config.row_shape
         self._cache = FrameCache() if config.cache else None
-        self.bad = BadRecords(config.bad_share)
+        self.bad = BadRecords(config.bad_share, _epoch(config.sources, [len(source) for source in sources]))
 
     def __call__(self, draw: tuple[int, int, int]) -> Item | None:
         source, index, number = draw
@@ -138,6 +151,16 @@ class Reader:
     def _token_limit(self, frames: int) -> int:
         """Tokens before pruning that shrink to a full row."""
         return self._shape.length + n_drop(frames, self._shape.fraction, self._shape.cells)
+
+
+def _epoch(sources: Sequence[Source], lengths: Sequence[int]) -> int:
+    """Draws within which every record comes once, however small the weight of its source: those to wait for a good one.
+
+    At least LEAST_SEEN, at most MOST_IN_A_ROW.
+    """
+    total = sum(source.weight for source in sources)
+    draws = max(length * total / source.weight for source, length in zip(sources, lengths, strict=True))
+    return max(LEAST_SEEN, int(min(draws + len(sources), MOST_IN_A_ROW)))
 
 
 def read_video(record: Record, sampling: FrameSampling, size: tuple[int, int] | None) -> Video:

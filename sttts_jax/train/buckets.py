@@ -30,13 +30,13 @@ def draw(seed: int, step: int, count: int) -> int:
 
 @dataclasses.dataclass
 class Bucket:
-    """config: the run's with this bucket's share and row length. flops: of an update. used: its step is compiled."""
+    """config: the run's with this bucket's share and row length. flops: of an update. compiled: its step, if it is."""
 
     config: RunConfig
     batches: Batches
-    step: Callable[..., Any]
+    step: jax.stages.Wrapped
     flops: float
-    used: bool = False
+    compiled: Callable[..., Any] | None = None
 
     @property
     def fraction(self) -> str:
@@ -91,7 +91,7 @@ def open_streams(parts: Sequence[DataConfig], tokenizer: Tokenizer, layout: Data
 
 
 def make_buckets(parts: Sequence[RunConfig], plan: Blueprint, streams: Sequence[Batches]) -> Buckets:
-    """A bucket for every one of `RunConfig.buckets`. Their steps are compiled when they are first called."""
+    """A bucket for every one of `RunConfig.buckets`. Their steps are compiled when they are first needed."""
     buckets = [_bucket(part, plan, batches) for part, batches in zip(parts, streams, strict=True)]
     return Buckets(buckets, parts[0].seed)
 

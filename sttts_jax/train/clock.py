@@ -1,11 +1,11 @@
-"""Where the time goes: step, data wait, save, eval; rates and MFU over a window; totals that survive restarts."""
+"""Where the time goes: step, data wait, compile, save, eval; rates and MFU over a window; totals survive restarts."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-KINDS = ("step", "data", "save", "eval")
+KINDS = ("step", "data", "compile", "save", "eval")
 
 # Dense bf16 peak of one device, FLOP/s, from the vendors' data sheets; the key is how jax's device_kind begins.
 PEAK_FLOPS = {
@@ -56,7 +56,7 @@ class Clock:
 
     @contextlib.contextmanager
     def measure(self, kind: str) -> Iterator[None]:
-        """Adds the time of the block to data, save or eval; what no block claims is step time.
+        """Adds the time of the block to data, compile, save or eval; what no block claims is step time.
 
         Raises ValueError on another kind.
         """
@@ -82,8 +82,8 @@ class Clock:
     def report(self) -> dict[str, float]:
         """Rates since the last report, which begins a new window; {} when no step was made.
 
-        step_s and data_wait_s are means of a step; rates count step + data time, not saves and evals. mfu only when
-        both the FLOPs and the peak are known.
+        step_s and data_wait_s are means of a step; rates count step + data time, not compilation, saves and evals. mfu
+        only when both the FLOPs and the peak are known.
         """
         self._claim("step")
         window, self._window = self._window, dict.fromkeys(self._totals, 0.0)
@@ -96,6 +96,7 @@ class Clock:
             "time/step_s": window["step_s"] / steps,
             "time/data_wait_s": window["data_s"] / steps,
             "time/data_wait_share": window["data_s"] / busy,
+            "time/compile_s": window["compile_s"],
             "time/save_s": window["save_s"],
             "time/eval_s": window["eval_s"],
             "rate/tokens_per_s": window["tokens"] / busy,

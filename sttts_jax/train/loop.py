@@ -2,20 +2,23 @@
 
     check the save that goes on  ->  next batch  ->  step  ->  metrics of the step before  ->  evaluation  ->  save
 
-The data position is saved right after the step that used its last batch, so a resumed run sees every batch once. A step
-is evaluated before it is saved, so that the save knows how good it is, and a resumed run evaluates no step twice. A run
-that is told to stop saves at once: that step is not evaluated.
+The data position is that of right after the step that used its last batch, so a resumed run sees every batch once. A
+step is evaluated before it is saved, so that the save knows how good it is, and a resumed run evaluates no step twice.
+Its metrics are on disk before it is. A run that is told to stop saves at once: that step is not evaluated. A run that
+fails saves what it has, but never in the place of a good step.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
+from sttts_jax.ckpt.aborted import save_aborted
 from sttts_jax.ckpt.data_state import DataState
+from sttts_jax.ckpt.manager import CheckpointError
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.data.device import to_device
 from sttts_jax.data.record import join_names
@@ -29,6 +32,7 @@ from sttts_jax.train.metrics import Late, MetricWriter
 from sttts_jax.train.overview import parameter_overview
 from sttts_jax.train.profile import ProfileWindow
 from sttts_jax.train.run import Evaluate, Run, Start
+from sttts_jax.train.signals import StopSignals, ToldToStop, in_thread
 from sttts_jax.train.state import TrainState
 from sttts_jax.train.watchdog import Watchdog
 
@@ -51,34 +55,48 @@ class TooManySkipped(ValueError):
 
 
 def train(run: Run, start: Start, evaluate: Evaluate | None = None, out: Any = None) -> TrainState:
-    """Runs to `total_steps`, to a preemption (state saved), or to an error; returns the last state.
+    """Runs to `total_steps`, to a signal (state saved), or to an error; returns the last state.
 
     `evaluate` is asked every `evaluation.every` steps and after the last one. It cannot change the run: it gets the
-    parameters and gives numbers.
+    parameters and gives numbers. Raises KeyboardInterrupt where it was Ctrl-C that ended the run, once all is saved.
     """
-    with jax.set_mesh(run.mesh), contextlib.closing(_Loop(run, start, evaluate, out)) as loop:
+    with (
+        jax.set_mesh(run.mesh),
+        StopSignals() as signals,
+        contextlib.closing(_Loop(run, start, signals, evaluate, out)) as loop,
+    ):
         try:
-            loop.advance_all(int(start.state.step) + 1, run.config.total_steps)
-            loop.report_held()
-        except TooManySkipped:
-            loop.save(int(loop.state.step), None)
+            loop.advance_all(run.config.total_steps)
+        except ToldToStop:
+            loop.stop()
+        except TooManySkipped as error:
+            raise TooManySkipped(f"{error}; {loop.abort()}") from None
+        except Exception as error:
+            loop.save_before_the_end(error)
             raise
-        return loop.state
+    if signals.interrupted:
+        raise KeyboardInterrupt
+    return loop.state
 
 
 class _Loop:
-    """What goes through the steps of a run: its state, and what measures and writes."""
+    """What goes through the steps of a run: its state, and what measures and writes.
 
-    def __init__(self, run: Run, start: Start, evaluate: Evaluate | None, out: Any):
+    `_done`: the newest update. `_position`: of the data after it, plain JSON.
+    """
+
+    def __init__(self, run: Run, start: Start, signals: StopSignals, evaluate: Evaluate | None, out: Any):
         config = run.config
         self.state = start.state
-        self._run, self._evaluate = run, evaluate
+        self._first = self._done = int(start.state.step)
+        self._position = run.buckets.get_state()
+        self._run, self._signals, self._evaluate = run, signals, evaluate
         self._clock = Clock(_peak(run.mesh))
         self._clock.restore(start.counters.get("clock", {}))
         self._writer = MetricWriter(
             run.workdir.root,
             total_steps=config.total_steps,
-            resume_step=int(start.state.step),
+            resume_step=self._done,
             console_keys=CONSOLE,
             tensorboard=config.log.tensorboard,
             out=out,
@@ -93,9 +111,9 @@ class _Loop:
         if jax.process_index() == 0:
             write_text(run.workdir.state_table, state_table(run.plan.boxed, run.mesh, run.plan.min_size) + "\n")
 
-    def advance_all(self, first: int, last: int) -> None:
-        """Updates `first` to `last`, or until the run is told to stop."""
-        for number in range(first, last + 1):
+    def advance_all(self, last: int) -> None:
+        """Updates up to `last`, or until the run is told to stop."""
+        for number in range(self._done + 1, last + 1):
             if not self.advance(number):
                 return
 
@@ -106,40 +124,49 @@ class _Loop:
         self._profile.before(number, self.state.step)
         bucket = run.buckets.at(number)
         batch = self._batch(number, bucket)
-        metrics = self._update(number, bucket, batch)
+        metrics = self._update(bucket, batch)
+        self._done, self._position = number, run.buckets.get_state()
         self._report(self._late.push(number, metrics))
-        stop = run.manager.preempted(number)
+        stop = self._signals.asked(number)
         results = None
         if self._evaluate is not None and not stop and (last or number % run.config.evaluation.every == 0):
             results = self._ask(number, self._evaluate)
-        if last or stop or run.manager.should_save(number):
-            self.save(number, results)
-        self._watchdog.beat(f"step {number}")
         if stop and not last:
-            self._writer.note(f"told to stop: step {number} is saved; the same command goes on from there")
+            self.stop()
+        elif last or run.manager.should_save(number):
+            self.save(results)
+        self._watchdog.beat(f"step {number}")
         return not stop
 
     def _batch(self, number: int, bucket: Bucket) -> dict[str, jax.Array]:
         with self._clock.measure("data"):
-            batch = next(bucket.batches)
+            with self._signals.waiting():
+                batch = next(bucket.batches)
             self._names[number] = bucket.batches.names
-            if not bucket.used:
+            if bucket.compiled is None:
                 check_first_batch(batch, bucket.config.data.row_shape)
                 self._writer.image(number, f"first_batch/k_{bucket.fraction}", contact_sheet(batch["frames"]))
             return to_device(batch, self._run.layout.sharding(), self._run.config.data.rows)
 
-    def _update(self, number: int, bucket: Bucket, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def _update(self, bucket: Bucket, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The first step of a bucket is compiled, which may take as long as the run's first step. Later ones move
         nothing between host and device: what would is an error.
         """
-        around: contextlib.AbstractContextManager[None] = jax.transfer_guard("disallow")
-        if not bucket.used:
-            limit_s = self._run.config.watchdog.startup_s
-            around = self._watchdog.paused(f"the first step that removes {bucket.fraction}", limit_s)
-        bucket.used = True
-        with around, jax.profiler.StepTraceAnnotation("train", step_num=number):
-            self.state, metrics = bucket.step(self.state, batch)
+        number = self._done + 1
+        if bucket.compiled is not None:
+            with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=number):
+                self.state, metrics = bucket.compiled(self.state, batch)
+            return metrics
+        limit_s = self._run.config.watchdog.startup_s
+        with self._watchdog.paused(f"the first step that removes {bucket.fraction}", limit_s):
+            with self._clock.measure("compile"), self._signals.waiting():
+                bucket.compiled = in_thread(lambda: self._compile(bucket, batch), "compile")
+            self.state, metrics = bucket.compiled(self.state, batch)
         return metrics
+
+    def _compile(self, bucket: Bucket, batch: dict[str, jax.Array]) -> Callable[..., Any]:
+        with jax.set_mesh(self._run.mesh):  # a thread begins without one
+            return bucket.step.lower(self.state, batch).compile()
 
     def _ask(self, number: int, evaluate: Evaluate) -> dict[str, float]:
         """The metrics of the model after update `number`, which are written behind those of the update.
@@ -148,25 +175,69 @@ class _Loop:
         """
         self.report_held(end=False)
         try:
-            with self._clock.measure("eval"), self._watchdog.paused("evaluation"):
+            with self._clock.measure("eval"), self._watchdog.paused("evaluation"), self._signals.waiting():
                 results = evaluate(self._run, number, self.state.params)
-        except ValueError:
-            self.save(number, None)
+        except ValueError:  # in every process; what only one of several meets, it cannot save alone
+            self.save(None)
             raise
         self._writer.write(number, results)
         return results
 
-    def save(self, number: int, results: dict[str, float] | None) -> None:
-        """The state after update `number`; `results` of its evaluation, if it had one."""
-        run, state = self._run, self.state
+    def save(self, results: dict[str, float] | None) -> bool:
+        """The newest state, after its metrics; `results` of its evaluation, if it had one.
+
+        False, and no save, where its update was skipped: such steps must not take the place of good ones. Only the last
+        step is saved whatever it was.
+        """
+        self.report_held(end=self._done == self._run.config.total_steps)
+        if int(self.state.skipped) and self._done < self._run.config.total_steps:
+            self._writer.note(f"step {self._done} is not saved, because its update was skipped")
+            return False
+        self._writer.flush()
         with self._clock.measure("save"), self._watchdog.paused("save"):
-            counters = {
-                "skipped": int(state.skipped),
-                "all_skipped": int(state.all_skipped),
-                "clock": self._clock.state(),
-            }
-            meta = build_meta(step=number, config=run.raw_config, data_layout=run.layout.describe(), counters=counters)
-            run.manager.save(number, state.params, state.opt, DataState(run.buckets), meta, results)
+            self._run.manager.save(self._done, **self._parts(), metrics=results)
+        return True
+
+    def _parts(self) -> dict[str, Any]:
+        """What a checkpoint holds of the newest state."""
+        run, state = self._run, self.state
+        counters = {
+            "skipped": int(state.skipped),
+            "all_skipped": int(state.all_skipped),
+            "clock": self._clock.state(),
+        }
+        layout = run.layout.describe()
+        meta = build_meta(step=self._done, config=run.raw_config, data_layout=layout, counters=counters)
+        return {"params": state.params, "opt": state.opt, "data": DataState(run.buckets, self._position), "meta": meta}
+
+    def stop(self) -> None:
+        """The run was told to stop: saves the newest state, unless it is as the run found it."""
+        if self._done == self._first:
+            self._writer.note("told to stop before the first step: there is nothing to save")
+        elif self.save(None):
+            self._writer.note(f"told to stop: step {self._done} is saved; the same command goes on from there")
+        else:
+            self._writer.note("told to stop: the same command goes on from the newest step that is saved")
+
+    def abort(self) -> str:
+        """Keeps the state of a run that makes no progress beside the steps, and says where. Those stay as they are."""
+        run = self._run
+        run.manager.wait()
+        self._writer.flush()
+        with self._watchdog.paused("save"):
+            place = save_aborted(run.workdir, self._done, **self._parts())
+        steps = run.manager.steps
+        then = f"goes on from step {steps[-1]}" if steps else "starts anew, because no step was saved before"
+        return f"they are kept in {place}, which another run may take as init_from; the same command {then}"
+
+    def save_before_the_end(self, error: Exception) -> None:
+        """What was trained since the last save is not lost to an error. Several processes may not all have met it."""
+        if jax.process_count() > 1 or isinstance(error, CheckpointError) or self._done == self._first:
+            return
+        try:
+            self.save(None)
+        except Exception as problem:  # of memory that the failed step had taken, of a full disk: `error` says more
+            logging.warning("step %d could not be saved before the end: %s", self._done, problem)
 
     def report_held(self, end: bool = True) -> None:
         """Reports the newest step; waits for it."""
@@ -192,13 +263,13 @@ class _Loop:
     def _note_skipped(self, number: int, in_row: int, names: Sequence[str]) -> None:
         """Every process names the records of its own rows; the first one does so for people."""
         if in_row:
-            text = f"step {number}: loss or gradient is not finite, update skipped ({in_row} in a row)"
+            text = f"step {number}: loss, gradient or parameters not finite, update skipped ({in_row} in a row)"
             tell = self._writer.note if jax.process_index() == 0 else logging.warning
             tell(f"{text}; its rows hold {join_names(names)}")
         if in_row >= self._run.config.loss.max_skipped:
             raise TooManySkipped(
-                f"{in_row} updates in a row had a NaN or an infinity, up to step {number}; the parameters "
-                "are those of the last good update: lower the learning rates, or look at the data of these steps"
+                f"{in_row} updates in a row had a NaN or an infinity, up to step {number}: lower the learning rates, "
+                "or look at the data of these steps; the parameters are those of the last good update"
             )
 
     def _note_saturated(self, number: int, share: float) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from sttts_jax import distributed
+from sttts_jax.ckpt.lease import sole_owner
 from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import read_meta
 from sttts_jax.ckpt.workdir import Workdir
@@ -37,9 +38,10 @@ def main(
     evaluate = _evaluate(checked, evaluator)
     distributed.init(checked.distributed)
     use_compile_cache(checked.compile_cache)
-    tokenizer = run_tokenizer(checked, place)
-    run = prepare(checked, raw, place, tokenizer)
-    return train(run, first_state(run), evaluate, out)
+    with sole_owner(place):
+        tokenizer = run_tokenizer(checked, place)
+        run = prepare(checked, raw, place, tokenizer)
+        return train(run, first_state(run), evaluate, out)
 
 
 def with_rooted_data(raw: dict[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class OptimizerConfig:
         for name in ("llm_lr", "vit_lr", "connector_lr", "scorer_lr", "warmup", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must not be negative")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)} must be from 0 to below 1")
+        if not self.eps > 0:
+            raise ValueError(f"optimizer.eps={self.eps} must be positive, or a gradient of 0 is divided by 0")
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"optimizer.final_fraction={self.final_fraction} must lie in 0..1")
         for pattern in (*self.frozen, *self.train_only):
@@ -257,11 +262,18 @@ def all_finite(loss: jax.Array, norms: Mapping[str, jax.Array]) -> jax.Array:
 
 def guarded_update(
     optimizer: Optimizer, grads: Any, state: Any, params: Any, step: jax.Array, finite: jax.Array
-) -> tuple[Any, Any]:
-    """`optimizer.update`; where `finite` (bool scalar) is false, params and state stay as they are, bit for bit."""
+) -> tuple[Any, Any, jax.Array]:
+    """(params, state, whether they are new): `optimizer.update`; where `finite` (bool scalar) is false, or a parameter
+    would not be finite, params and state stay as they are, bit for bit.
+    """
+    tried, _ = optimizer.update(grads, state, params, step)
+    leaves = jax.tree.leaves(optimizer.trained(tried))
+    finite &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    # The update is computed again, behind a barrier, because keeping it would take the memory of the parameters.
+    grads, state, params, finite = jax.lax.optimization_barrier((grads, state, params, finite))
     new_params, new_state = optimizer.update(grads, state, params, step)
 
     def keep(new: Any, old: Any) -> Any:
         return old if new is old else jnp.where(finite, new, old)
 
-    return jax.tree.map(keep, (new_params, new_state), (params, state))
+    return *jax.tree.map(keep, (new_params, new_state), (params, state)), finite

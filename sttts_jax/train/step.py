@@ -20,8 +20,8 @@ def train_step(
     """(new state, metrics). loss = sum(w (ce + z)) / sum(w) + c * sum(aux) / count(aux), both over the global batch.
 
     What is random follows from `seed` and the step's number alone.
-    A step whose loss or gradients are not finite changes neither parameters nor moments, and is counted. Only what the
-    optimizer trains is differentiated by.
+    A step whose loss, gradients or new parameters are not finite changes neither parameters nor moments, and is
+    counted. Only what the optimizer trains is differentiated by.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     weight = jnp.sum(jnp.maximum(batch["weights"], 0.0))  # []; of the whole batch, as the next line
@@ -41,7 +41,7 @@ def train_step(
     norms = optimizer.norms(grads)
     finite = all_finite(total, norms)
     step = state.step + 1
-    params, opt = guarded_update(optimizer, grads, state.opt, state.params, step, finite)
+    params, opt, finite = guarded_update(optimizer, grads, state.opt, state.params, step, finite)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     new = TrainState(step, skipped, state.all_skipped + ~finite, params, opt)
     metrics = _metrics(model, batch, out, norms) | {

@@ -30,13 +30,6 @@ LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
 TX = optax.partition({"a": optax.adam(1e-2), "frozen": optax.set_to_zero()}, {"w": "a", "deep": {"b": "frozen"}})
 
 
-@pytest.fixture(autouse=True)
-def _keep_sigterm() -> Any:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def params() -> dict[str, Any]:
     return {"w": jnp.arange(32.0).reshape(8, 4), "deep": {"b": jnp.ones(3)}}
 
@@ -391,13 +384,6 @@ def test_meta_must_be_plain_json() -> None:
         build_meta(step=1, config={}, data_layout={}, counters={"loss": np.float32(1)})
     with pytest.raises(ValueError, match="plain JSON"):
         build_meta(step=1, config={}, data_layout={}, counters={"loss": float("nan")})
-
-
-def test_sigterm_asks_for_a_last_save(tmp_path: Path) -> None:
-    manager = Manager(tmp_path, CheckpointConfig())
-    assert not manager.preempted(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert manager.preempted(2)
 
 
 def test_layout_of_a_mesh_is_what_meta_wants() -> None:

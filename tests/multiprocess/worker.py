@@ -24,6 +24,7 @@ from sttts_jax.compile_cache import use_compile_cache
 from sttts_jax.distributed import DistributedConfig, everywhere, gather_json, init, to_host
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
+from sttts_jax.train.signals import StopSignals
 
 
 def rows_come_from_the_mesh() -> None:
@@ -93,7 +94,7 @@ def saves_and_falls_back(process: int, directory: str) -> None:
 
 
 def preempted_together(process: int, directory: str) -> None:
-    """SIGTERM reaches process 0 only; both save the same step and stop."""
+    """SIGTERM, or a SIGHUP that becomes one, reaches process 0 only; both save the same step and stop."""
     mesh = make_mesh({"fsdp": 8})
     layout, manager = DataLayout(mesh), Manager(directory, CheckpointConfig(every=10**6))
     state = _state(mesh, 1.0)
@@ -101,13 +102,14 @@ def preempted_together(process: int, directory: str) -> None:
     if process == 0:
         Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory).parent / "pid").write_text(str(os.getpid()))
-    for step in range(1, 100_000):
-        manager.raise_if_failed()
-        state = jax.block_until_ready(step_function(state))
-        if manager.preempted(step):
-            manager.save(step, *state, None, _meta(layout, step))
-            break
-        time.sleep(0.01)
+    with StopSignals() as signals:
+        for step in range(1, 100_000):
+            manager.raise_if_failed()
+            state = jax.block_until_ready(step_function(state))
+            if signals.asked(step):
+                manager.save(step, *state, None, _meta(layout, step))
+                break
+            time.sleep(0.01)
     manager.close()
     print(f"stopped at {step} with {manager.steps}", flush=True)
     assert manager.steps == [step]

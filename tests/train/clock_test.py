@@ -26,11 +26,14 @@ def test_time_is_split_and_rates_leave_saves_out() -> None:
     spend(clock, time, flops=60.0)
     with clock.measure("save"):
         time.seconds += 5
+    with clock.measure("compile"):
+        time.seconds += 60
     spend(clock, time, flops=20.0)  # another bucket
     assert clock.report() == {
         "time/step_s": 3.0,
         "time/data_wait_s": 1.0,
         "time/data_wait_share": 0.25,
+        "time/compile_s": 60.0,
         "time/save_s": 5.0,
         "time/eval_s": 0.0,
         "rate/tokens_per_s": 20.0,
@@ -58,8 +61,8 @@ def test_totals_survive_a_restart() -> None:
     spend(clock, time)
     state = clock.state()
     assert state == {
-        "step_s": 6.0, "data_s": 2.0, "save_s": 0.0, "eval_s": 0.0, "tokens": 160.0, "frames": 16.0, "steps": 2.0,
-        "flops": 0.0,
+        "step_s": 6.0, "data_s": 2.0, "compile_s": 0.0, "save_s": 0.0, "eval_s": 0.0,
+        "tokens": 160.0, "frames": 16.0, "steps": 2.0, "flops": 0.0,
     }  # fmt: skip
     again = Clock(now=time)
     again.restore(state)

@@ -1,12 +1,15 @@
 """The loop, with the real data, model and checkpoints: resume after kill -9, NaN steps, refusals."""
 
+import contextlib
 import functools
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -16,7 +19,9 @@ import numpy as np
 import pytest
 
 import sttts_jax.train.loop as loop
+from sttts_jax.ckpt.files import list_steps
 from sttts_jax.ckpt.meta import ConfigMismatch
+from sttts_jax.ckpt.restore import load_params
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.mesh import make_mesh
 from sttts_jax.train.config import RunConfig
@@ -105,7 +110,7 @@ def test_a_step_that_moves_data_by_itself_is_an_error(clips, tmp_path):
         reached.append(int(jax.device_get(state.step)))
         return real(state, {**batch, "weights": np.asarray(batch["weights"])})
 
-    bucket.step = leaky
+    bucket.step = types.SimpleNamespace(lower=lambda *_: types.SimpleNamespace(compile=lambda: leaky))
     with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
         loop.train(run, first_state(run))
     assert reached == [0, 1]  # the first step, which is compiled, may
@@ -159,6 +164,68 @@ def test_a_nan_step_is_skipped_counted_and_ends_the_run_in_a_row(clips, tmp_path
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(resumed.params)))
 
 
+def test_an_abort_never_takes_the_place_of_a_good_step(clips, tmp_path, monkeypatch):
+    """Started again and again, with every step saved and one kept: the good one stays, and the rest lies apart."""
+    real = loop.to_device
+
+    def poisoned(batch, sharding, rows):
+        poisoned.calls += 1
+        if poisoned.calls > 2:
+            batch = {**batch, "weights": np.where(batch["weights"] > 0, np.float32(np.nan), batch["weights"])}
+        return real(batch, sharding, rows)
+
+    monkeypatch.setattr(loop, "to_device", poisoned)
+    config = tiny_config(clips, loss__max_skipped=2, checkpoint__every=1, checkpoint__keep=1)
+    for calls in (0, 2):  # the second start comes from step 2
+        poisoned.calls = calls
+        with pytest.raises(loop.TooManySkipped, match=r"kept in .*/aborted/4, .* the same command goes on from step 2"):
+            train(config, tmp_path)
+        assert list_steps(tmp_path / "checkpoints") == [2]
+    kept, good = load_params(tmp_path / "aborted" / "4"), load_params(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, kept, good)  # no later update was made
+    assert [path.name for path in (tmp_path / "aborted").iterdir()] == ["4"]
+
+
+def test_whatever_ends_a_run_what_it_trained_is_saved_first(clips, tmp_path):
+    """With the data position and the metrics of that step; such as memory that an evaluation asks for in vain."""
+
+    def evaluator(config):
+        def ask(run, step, params):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        return ask
+
+    tasks = {"evaluation__every": 3, "evaluation__tasks": ("shapes_video_qa",), "checkpoint__every": 100}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tiny_config(clips, **tasks), tmp_path, evaluator=evaluator)
+    assert list_steps(tmp_path / "checkpoints") == [3] and sorted(_losses(tmp_path)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_run_that_waits_for_data_hears_a_signal(clips, whole, tmp_path, number, monkeypatch):
+    """The step before is saved, with the data position that belongs to it."""
+    config, place = tiny_config(clips, checkpoint__every=100), Workdir(tmp_path)
+    checked = RunConfig.build(config)
+    run = prepare(checked, config.to_dict(), place, run_tokenizer(checked, place))
+    (bucket,), real = run.buckets.all, run.buckets.all[0].batches.__class__.__next__
+
+    class Stuck(bucket.batches.__class__):
+        def __next__(self):
+            if self.count < 3:
+                return real(self)
+            threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+            real(self)  # taken, but never trained on
+            queue.SimpleQueue().get()
+
+    bucket.batches.__class__ = Stuck
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_DFL)  # also where a job in the background ignores it
+    with contextlib.suppress(KeyboardInterrupt) if number == signal.SIGINT else contextlib.nullcontext():
+        loop.train(run, first_state(run))
+    assert list_steps(tmp_path / "checkpoints") == [3]
+    train(tiny_config(clips, checkpoint__every=100), tmp_path)
+    assert _losses(tmp_path) == _losses(whole[0])
+
+
 def test_saturated_scores_are_said_once_each_time():
     said: list[str] = []
     fake = types.SimpleNamespace(_saturated=False, _writer=types.SimpleNamespace(note=said.append))
@@ -176,6 +243,9 @@ def test_bad_records_are_skipped_and_too_many_stop_the_run(clips, tmp_path):
     config.data.sources = ((f"jsonl:{tmp_path}/bad.jsonl", 1.0, "train"),)
     with pytest.raises(ValueError, match="unusable"):
         train(config, str(tmp_path / "run"))
+    config.data.bad_share = 1.0  # never for their share: but a run without data ends as well
+    with pytest.raises(ValueError, match="none of the last .. records can be used, so there is nothing to train on"):
+        train(config, str(tmp_path / "another"))
 
 
 def test_micro_batches_give_the_update_of_the_whole_batch(clips):

@@ -1,8 +1,13 @@
 """metrics.jsonl across restarts, histograms, the console, and metrics that come one step late."""
 
+import contextlib
+import errno
 import io
 import json
 import math
+import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sttts_jax.train.metrics import ConsoleLog, JsonLines, Late, MetricWriter, read_lines
+from sttts_jax.train.console import ConsoleLog
+from sttts_jax.train.metrics import JsonLines, Late, MetricWriter, UnwritableMetrics, read_lines
 
 
 def test_late_hands_out_the_step_before() -> None:
@@ -36,6 +42,63 @@ def test_resume_drops_later_lines_and_a_cut_one(tmp_path: Path) -> None:
     lines.close()
     assert [record["loss"] for record in read_lines(path)] == [0.5, 1.0, 1.5, 9.0]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 64, b"\xff\xfe\n", b'{"step": 2}garbage\n5\n', b"[" * 10**5], ids=repr)
+def test_a_damaged_tail_is_dropped_and_said(tmp_path: Path, tail: bytes) -> None:
+    path, out = tmp_path / "metrics.jsonl", io.StringIO()
+    path.write_bytes(b'{"step": 1, "loss": 0.5}\n' + tail)
+    assert read_lines(path) == [{"step": 1, "loss": 0.5}]
+    metrics = MetricWriter(tmp_path, total_steps=4, resume_step=1, tensorboard=False, out=out)
+    metrics.write(2, {"loss": 0.25})
+    metrics.close()
+    assert read_lines(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    assert f"{path}: dropped " in out.getvalue()
+
+
+def test_text_in_a_line_is_no_end_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1, "name": "a\u2028b\u0085c"}\n', encoding="utf-8")
+    assert read_lines(path) == [{"step": 1, "name": "a\u2028b\u0085c"}]
+    JsonLines(path, resume_step=1).close()
+    assert len(read_lines(path)) == 1
+
+
+@contextlib.contextmanager
+def _full_disk(size: int) -> Iterator[None]:
+    """Files end at `size` bytes: a write that goes further is cut, the next one fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(tmp_path: Path) -> None:
+    metrics = MetricWriter(tmp_path, total_steps=4, tensorboard=False, out=io.StringIO())
+    metrics.write(1, {"loss": 0.5})
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    with _full_disk(len(whole) + 5), pytest.raises(UnwritableMetrics, match="cannot be written .*see to space"):
+        metrics.write(2, {"loss": 0.25})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+    metrics.write(2, {"loss": 0.25})
+    metrics.close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_full_disk_under_tensorboard_is_said_and_never_waited_for(tmp_path: Path) -> None:
+    metrics = MetricWriter(tmp_path, total_steps=4, out=io.StringIO())
+    with _full_disk(2000), pytest.raises(UnwritableMetrics):
+        for step in range(1, 1000):
+            metrics.histogram(step, "scores", np.ones(64), np.linspace(0, 1, 65))
+    assert len(read_lines(tmp_path / "metrics.jsonl")) in (1, 2, 3, 4)
+
+
+def test_a_workdir_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("no folder")
+    with pytest.raises(UnwritableMetrics, match=f"the metrics in {tmp_path} cannot be written"):
+        MetricWriter(tmp_path, total_steps=4, out=io.StringIO())
 
 
 def test_lines_are_there_at_once(tmp_path: Path) -> None:
@@ -101,6 +164,33 @@ def test_the_console_shows_a_record_of_other_keys_whole(tmp_path: Path) -> None:
     metrics.write(2, {"eval/x/accuracy": 0.5})
     metrics.close()
     assert out.getvalue() == "step 2/4  eval/x/accuracy 0.5\n"
+
+
+def test_80_columns_hold_the_bar_the_step_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many numbers there are: they have lines of their own."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    out = io.StringIO()
+    console = ConsoleLog(250_000, first_step=123_455, out=out)
+    names = ("loss", "loss_task", "loss_aux", "accuracy_tokens", "kept/share", "fill/tokens", "time/data_wait_s")
+    console.report(123_456, {name: 0.12345 for name in names})
+    console.close()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).rstrip() for line in re.split(r"[\r\n]+", out.getvalue())]
+    assert max(map(len, lines)) <= 80
+    bars = [line for line in lines if "123456/250000" in line]
+    assert bars and all(line.startswith("train ━") and "ETA" in line and "loss" not in line for line in bars)
+    assert all(any(f"{name} 0.1235" in line for line in lines) for name in names)
+
+
+def test_a_run_goes_on_without_its_terminal() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    console = ConsoleLog(10, out=Gone())
+    console.report(1, {"loss": 1.0})
+    console.note("hello")
+    console.close()
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

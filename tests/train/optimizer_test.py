@@ -1,6 +1,7 @@
 """Every number of the optimizer against a formula written by hand in numpy."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_a_step_that_is_not_finite_changes_nothing(bad: float) -> None:
     @jax.jit
     def step(params: Any, state: Any, grads: Any, number: jax.Array) -> Any:
         finite = all_finite(jnp.float32(1), optimizer.norms(grads))
-        return (*guarded_update(optimizer, grads, state, params, number, finite), finite)
+        return guarded_update(optimizer, grads, state, params, number, finite)
 
     params, state, finite = step(params, state, tree(1), 1)
     assert finite
@@ -137,6 +138,19 @@ def test_a_step_that_is_not_finite_changes_nothing(bad: float) -> None:
     straight, _, _ = step(params, state, tree(3), 3)
     jax.tree.map(np.testing.assert_array_equal, after, straight)
     assert not all_finite(jnp.float32(bad), optimizer.norms(tree(1)))
+
+
+def test_an_update_that_leaves_the_numbers_is_none() -> None:
+    """Gradients are finite, and the parameters would not be."""
+    params = jax.tree.map(jnp.asarray, tree(0))
+    optimizer = make(params, llm_lr=3e38, warmup=0)
+    state = optimizer.init(params)
+    grown = jax.tree.map(lambda leaf: leaf * 0 + 3e38, params)
+    assert all_finite(jnp.float32(1), optimizer.norms(tree(1)))
+    update = jax.jit(functools.partial(guarded_update, optimizer))
+    kept, kept_state, finite = update(tree(1), state, grown, jnp.int32(1), jnp.bool_(True))
+    assert not finite
+    jax.tree.map(np.testing.assert_array_equal, (kept, kept_state), (grown, state))
 
 
 def test_train_only_freezes_the_rest_and_drops_its_groups() -> None:
