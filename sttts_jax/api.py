@@ -133,7 +133,7 @@ def score(
         print(view.keep.mean(), view.scores)
 
     checkpoint       as of `open_checkpoint`
-    video            a file that FFmpeg reads, or its bytes
+    video            a file (mp4, mov, mkv, webm, avi, ts, gif, ..), or its bytes
     out              a page (.html) or arrays (.npz) to write as well, see `report.look.write_view`
     method           of pruning, see `infer.open.read_checkpoint`
     pruned_fraction  share of the cells to remove, max_frames, max_fps: as trained where None
@@ -146,8 +146,8 @@ def score(
     if out is not None:
         look.check_file(out)
     name = name or ("video" if isinstance(video, bytes) else Path(video).name)
-    videos.probe(video, name if isinstance(video, bytes) else None)
     opened = checkpoints.read_checkpoint(checkpoint, method)
+    videos.probe(video, name if isinstance(video, bytes) else None, opened.data.limits)
     setting = opened.exact_setting(pruned_fraction, max_frames, max_fps)
     view = look.view_video(opened, video, setting, name=name, start=start, end=end, seed=seed)
     if out is not None:

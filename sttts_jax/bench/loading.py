@@ -277,7 +277,7 @@ def _item(config: DataConfig, source: Records, index: int, tokenizer: Tokenizer,
     record = _timed(spent, "read", lambda: source[index])
     video, frames = None, np.zeros((0, *config.size, 3), np.uint8)
     if record.video is not None:
-        found = _timed(spent, "decode", lambda: read_video(record, config.frame_sampling, None))
+        found = _timed(spent, "decode", lambda: read_video(record, config.frame_sampling, None, config.limits))
         frames = _timed(spent, "resize", lambda: np.stack([resize(frame, config.size) for frame in found.frames]))
         video = found
     messages = record.messages[: config.max_messages or None]

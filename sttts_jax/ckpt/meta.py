@@ -1,14 +1,19 @@
 """The `meta` of a checkpoint: plain JSON that says what the arrays are, and the check that a run continues itself."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sttts_jax.data.decode_limits import USUAL_LIMITS
 from sttts_jax.data.place import without_place
 from sttts_jax.text_table import text_table
 from sttts_jax.trees import flatten_mapping
 
 FORMAT_VERSION = 1
+
+# Keys that configs of earlier versions lack, with what stands for them.
+LATER_KEYS = {f"data.{name}": value for name, value in dataclasses.asdict(USUAL_LIMITS).items()}
 
 # Config keys and sections that leave the run's mathematics alone, so that a resume may change them.
 FREE_KEYS = (
@@ -105,6 +110,7 @@ def check_config(meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         return {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & set(FREE_KEYS)}
 
     old, new = checked(saved_config(meta)), checked(_plain(config))
+    old = {key: value for key, value in LATER_KEYS.items() if key in new} | old
     absent = object()
     rows = [
         (key, _show(old.get(key, absent), absent), _show(new.get(key, absent), absent))

@@ -51,15 +51,16 @@ def main(argv: list[str]) -> int:
     if args.questions is not None:
         return _answer_file(args)
     _check(args)
-    for video in args.video:
-        videos.probe(video)
     generation = _generation(args)
     model = api.open_checkpoint(args.checkpoint, args.dtype, args.method)
+    limits = model.checkpoint.data.limits
+    for video in args.video:
+        videos.probe(video, limits=limits)
     for question in args.question:
         if question != "-":
             scenes.question_tokens(model.checkpoint.tokenizer, question, generation.style)
     for video in args.video[1:]:  # the first one is decoded below, before anything is compiled
-        videos.decode(video, sampling.FrameSampling(1), size=None, start=args.start, end=args.end)
+        videos.decode(video, sampling.FrameSampling(1), size=None, start=args.start, end=args.end, limits=limits)
     asked = []
     for number, scene in enumerate(_scenes(model, args)):
         answers = [_ask(scene, question, generation, args) for question in _questions(args.question)]
@@ -183,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a run's workdir, a converted checkpoint, or one step")
-    add("--video", action="append", default=[], metavar="FILE", help="any file that FFmpeg reads; may be repeated")
+    add("--video", action="append", default=[], metavar="FILE", help="mp4, mov, mkv, webm, avi, ..; may be repeated")
     add("--image", action="append", default=[], metavar="FILE", help="before the video; may be repeated")
     add("--question", action="append", default=[], metavar="TEXT", help="may be repeated; - reads standard input")
     add("--questions", metavar="FILE.jsonl", help="many questions, in the place of --video, --image and --question")

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sttts-jax score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or one step")
-    parser.add_argument("--video", required=True, metavar="FILE", help="any file that FFmpeg reads")
+    parser.add_argument("--video", required=True, metavar="FILE", help="mp4, mov, mkv, webm, avi, ts, gif, ..")
     parser.add_argument("--out", required=True, metavar="FILE", help="OUT.html or OUT.npz")
     add_method(parser)
     add_pruned_fraction(parser)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from sttts_jax.data.decode_limits import USUAL_LIMITS, DecodeLimits
 from sttts_jax.data.sampling import RULES, FrameSampling
 from sttts_jax.data.schema import POOL, RowShape
 from sttts_jax.pruning.budget import as_fraction, n_kept
@@ -34,6 +35,9 @@ class DataConfig:
     max_frames       of a video
     max_fps          frames a second at most; None: max_frames equal steps
     sampling         of frames: "molmo2", as it was trained, or "transformers", as its processor there does
+    max_pixels       of an image or a frame; larger ones are refused before memory is taken for them
+    max_decoded_pixels  of all frames that a video makes us decode for those that are looked at; two hours of full HD,
+                     decoded from end to end, are the default
     max_crops        tiles of an image, beside the global crop
     frames_per_row   F, frames and crops
     items_per_row    V, most videos and images in a row
@@ -58,6 +62,8 @@ class DataConfig:
     max_frames: int = 8
     max_fps: float | None = 2.0
     sampling: str = "molmo2"
+    max_pixels: int = USUAL_LIMITS.max_pixels
+    max_decoded_pixels: int = USUAL_LIMITS.max_decoded_pixels
     max_crops: int = 8
     image_size: tuple[int, int] | int = 378
     grid: tuple[int, int] = (27, 27)
@@ -92,6 +98,11 @@ class DataConfig:
     def frame_sampling(self) -> FrameSampling:
         """How frames of a video are chosen."""
         return FrameSampling(self.max_frames, self.max_fps, self.sampling)
+
+    @property
+    def limits(self) -> DecodeLimits:
+        """What one file may cost."""
+        return DecodeLimits(self.max_pixels, self.max_decoded_pixels)
 
     @property
     def row_shape(self) -> RowShape:
@@ -147,6 +158,8 @@ class DataConfig:
         as_fraction(self.fraction, "data.fraction")
         for name in (
             "max_frames",
+            "max_pixels",
+            "max_decoded_pixels",
             "cells",
             "frames_per_row",
             "items_per_row",

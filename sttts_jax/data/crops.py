@@ -13,19 +13,20 @@ grid again, are pooled 2 x 2.
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sttts_jax.data.files import existing_file, source_name
+from sttts_jax.data.decode_limits import USUAL_LIMITS, DecodeLimits
+from sttts_jax.data.files import open_file, source_name
 from sttts_jax.data.image import resize
 from sttts_jax.data.record import RecordError
+from sttts_jax.data.rgb import FORMATS, UnknownRange, to_rgb
 from sttts_jax.data.schema import POOL
 
 EVALUATION_CROPS = 24  # most tiles of an image, beside the global crop; training has data.max_crops
 MARGINS = (4, 4)  # patches that a crop shares with its neighbours, before and after its own
-MOST_PIXELS = 89_478_485  # a quarter of a GiB decoded: where Pillow, too, begins to suspect an attack
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # nothing that starts another program
 
 
 class ImageError(RecordError):
@@ -65,32 +66,46 @@ class ImageCrops(ImageLayout):
     crops: np.ndarray
 
 
-def read_image(source: str | Path | bytes, name: str | None = None) -> np.ndarray:
-    """uint8 [h, w, 3] of a file (path or its bytes), upright as its EXIF says, transparency on white; of several
+def read_image(source: str | Path | bytes, name: str | None = None, limits: DecodeLimits = USUAL_LIMITS) -> np.ndarray:
+    """uint8 [h, w, 3] of a file (path or its bytes), upright as its EXIF says, as `rgb.to_rgb` sees it; of several
     pictures the first. `name` says in errors what the bytes are.
 
-    Colours become RGB as transformers' `convert_to_rgb` does it. Raises ImageError, one sentence with the name and the
-    cause, for whatever is not a whole image of at most MOST_PIXELS.
+    Raises ImageError, one sentence with the name and the cause, for whatever is not a whole image of at most
+    `limits.max_pixels`.
     """
     name = source_name(source, name)
-    file = io.BytesIO(source) if isinstance(source, bytes) else existing_file(source, name, ImageError)
     if source == b"":
         raise ImageError(f"{name}: is empty")
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            size, small = f"{image.width} x {image.height}", image.width * image.height <= MOST_PIXELS
-            pixels = np.array(_rgb(ImageOps.exif_transpose(image))) if small else None
+        with io.BytesIO(source) if isinstance(source, bytes) else open_file(source, name, ImageError) as file:
+            return _pixels(file, name, limits)
+    except ImageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: holds more than {MOST_PIXELS:,} pixels; shrink it") from error
+        raise ImageError(
+            f"{name}: holds more than {limits.max_pixels:,} pixels, or than Pillow opens; shrink it"
+        ) from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: asks for more memory than there is; shrink it, or free some memory") from error
     except Exception as error:  # damaged files make Pillow raise nearly everything
         known = not isinstance(error, UnidentifiedImageError)
         cause = " ".join(str(error).split()) if known else f"not one of {', '.join(FORMATS)}"
         raise ImageError(
             f"{name}: cannot be read as an image ({cause}); it is damaged, cut short or of another kind"
         ) from error
-    if pixels is None:
-        raise ImageError(f"{name}: holds {size} pixels, more than {MOST_PIXELS:,}; shrink it")
-    return pixels
+
+
+def _pixels(file: BinaryIO, name: str, limits: DecodeLimits) -> np.ndarray:
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > limits.max_pixels:
+            raise ImageError(
+                f"{name}: holds {image.width} x {image.height} pixels, more than {limits.max_pixels:,}; shrink it, or "
+                "raise data.max_pixels"
+            )
+        try:
+            return to_rgb(ImageOps.exif_transpose(image), getattr(image, "tag_v2", {}))
+        except UnknownRange as error:
+            raise ImageError(f"{name}: cannot be shown, {error}") from error
 
 
 def evaluation_crops(grid: tuple[int, int]) -> int:
@@ -195,11 +210,3 @@ def _stitch(tiling: tuple[int, int], grid: tuple[int, int], margins: tuple[int, 
         return slice(margins[0] if place else 0, grid[axis] - (margins[1] if place < tiling[axis] - 1 else 0))
 
     return np.block([[index[i, j, own(i, 0), own(j, 1)] for j in range(tiling[1])] for i in range(tiling[0])])
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sttts_jax.data.decode_limits import USUAL_LIMITS, DecodeLimits
 from sttts_jax.data.packing import Item, fill_row, lengths, stack
 from sttts_jax.data.prompt import build_prefix, build_question, target_text
 from sttts_jax.data.reader import LOG, join_pictures, read_images, read_video
@@ -82,6 +83,7 @@ def eval_batches(
     *,
     max_crops: int,
     rows: int,
+    limits: DecodeLimits = USUAL_LIMITS,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> Iterator[EvalBatch]:
@@ -96,7 +98,7 @@ def eval_batches(
     most = max(map(len, groups), default=0)
     if most > questions.most:
         raise ValueError(f"a group of {most} questions does not fit the {questions.most} of a row; split it")
-    maker = _RowBuilder(records, tokenizer, shape, questions, sampling, max_crops)
+    maker = _RowBuilder(records, tokenizer, shape, questions, sampling, max_crops, limits)
     mine = rows // shard_count
     for first in range(0, len(groups), rows):
         own = groups[first + shard_index * mine : first + (shard_index + 1) * mine]
@@ -126,6 +128,7 @@ class _RowBuilder:
     questions: QuestionShape
     sampling: FrameSampling
     max_crops: int
+    limits: DecodeLimits
     last: tuple[Any, Video] | None = None
 
     def row(self, group: Sequence[Asked]) -> _Row:
@@ -157,7 +160,7 @@ class _RowBuilder:
             return self._seen(record)
 
     def _seen(self, record: Record) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        images = read_images(record, self.shape, self.max_crops)
+        images = read_images(record, self.shape, self.max_crops, self.limits)
         pictures, times = [image.crops for image in images], np.zeros(0)
         if record.video is not None:
             video = self._video(record)
@@ -173,7 +176,7 @@ class _RowBuilder:
     def _video(self, record: Record) -> Video:
         clip = (record.video, record.start, record.end)
         if self.last is None or self.last[0] != clip:
-            self.last = (clip, read_video(record, self.sampling, self.shape.size))
+            self.last = (clip, read_video(record, self.sampling, self.shape.size, self.limits))
         return self.last[1]
 
     def _question(self, place: Asked, broken: Exception | None) -> tuple[np.ndarray, dict[str, Any]]:

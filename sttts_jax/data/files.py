@@ -1,9 +1,13 @@
-"""Files that records name."""
+"""Files that records name: regular files alone, opened so that nothing waits."""
 
 import hashlib
+import os
 import stat
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
+
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def source_name(source: str | Path | bytes, name: str | None) -> str:
@@ -11,21 +15,29 @@ def source_name(source: str | Path | bytes, name: str | None) -> str:
     return name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
 
 
-def existing_file(path: str | Path, name: str, error: type[ValueError]) -> Path:
-    """`path`, where it is a file with something in it. Raises `error` with `name` and what is wrong otherwise."""
-    path = Path(path)
+def open_file(path: str | Path, name: str, error: type[ValueError]) -> BinaryIO:
+    """A local file with something in it, for reading. Raises `error` with `name` and what is wrong otherwise.
+
+    A path is never an address, whatever it looks like. Pipes and devices, which could be waited for or read for ever,
+    are refused before they are opened.
+    """
     try:
-        found = path.stat()
+        found = os.stat(path)
+        kind = stat.S_IFMT(found.st_mode)
+        if kind != stat.S_IFREG:
+            raise error(f"{name}: is not a file but {KINDS.get(kind, 'a device')}")
+        if found.st_size == 0:
+            raise error(f"{name}: is empty")
+        # Without waiting, should a pipe have taken the file's place in between.
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"{name}: no such file") from None
-    except (OSError, ValueError) as problem:  # no permission, a name that is too long, a NUL in it
-        cause = problem.strerror if isinstance(problem, OSError) else problem
-        raise error(f"{name[:200]}: cannot be read ({cause})") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise error(f"{name}: is not a file")
-    if found.st_size == 0:
-        raise error(f"{name}: is empty")
-    return path
+    except OSError as problem:
+        raise error(f"{name[:200]}: cannot be read ({problem.strerror})") from None  # no permission, a name too long
+    except (UnicodeError, ValueError) as problem:
+        if isinstance(problem, error):
+            raise
+        raise error(f"{name[:200]}: cannot be read ({problem})") from None
 
 
 def content_digest(source: str | Path | bytes) -> str:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sttts_jax.data.crops import read_image
+from sttts_jax.data.decode_limits import USUAL_LIMITS
 from sttts_jax.data.prompt import near_subtitles, subtitle_text, turns, without_reserved
 from sttts_jax.data.reader import image_name, read_video
 from sttts_jax.data.record import Message, Record, RecordError, naming
 from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.sources.registry import Records
 from sttts_jax.data.styles import shows_options
-from sttts_jax.data.video import Video
+from sttts_jax.data.video import Video, display_size, shown_size
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Preview:
 
     text     its number, name, images, clip, subtitles and messages, a line each; of a record that cannot be used, the
              cause
-    frames   uint8 [F, h, w, 3] as they are stored; None without a video
+    frames   uint8 [F, h, w, 3], of the size to show them at; None without a video
     usable   whether a training could take it
     """
 
@@ -46,11 +47,17 @@ def preview(records: Records, indices: Iterable[int], sampling: FrameSampling) -
 def _preview(record: Record, index: int, sampling: FrameSampling) -> Preview:
     with naming(record.name):
         images = list(_image_lines(record))
-        video = None if record.video is None else read_video(record, sampling, size=None)
+        video = None if record.video is None else _film(record, record.video, sampling)
         lines = [*images, *_video_lines(record, video), *_subtitle_lines(record, video)]
         lines += [line for message in record.messages for line in _message_lines(message)]
     text = "\n    ".join([f"[{index}] {record.id}", *lines])
     return Preview(text, None if video is None else video.frames, usable=True)
+
+
+def _film(record: Record, file: str | bytes, sampling: FrameSampling) -> Video:
+    """Of one size to be shown at, since that of the stored frames may change within a video, and be large."""
+    size = display_size(file, record.name if isinstance(file, bytes) else file)
+    return read_video(record, sampling, size, USUAL_LIMITS)
 
 
 def _image_lines(record: Record) -> Iterator[str]:
@@ -60,8 +67,9 @@ def _image_lines(record: Record) -> Iterator[str]:
 
 
 def _video_lines(record: Record, video: Video | None) -> Iterator[str]:
-    if video is not None:
-        frames, height, width, _ = video.frames.shape
+    if video is not None and record.video is not None:
+        frames, name = len(video.frames), record.name if isinstance(record.video, bytes) else record.video
+        height, width = map(round, shown_size(record.video, name))
         times = " ".join(f"{t:.1f}" for t in video.times)
         clip = "" if record.start is None and record.end is None else f" from {record.start or 0.0:g} s on"
         yield f"{video.duration:.2f} s{clip}, {width} x {height}, {frames} frames at {times} s"

@@ -8,6 +8,7 @@ import numpy as np
 
 from sttts_jax.data.config import DataConfig, Source
 from sttts_jax.data.crops import ImageCrops, crop_image, read_image
+from sttts_jax.data.decode_limits import DecodeLimits
 from sttts_jax.data.packing import NO_IMAGES, Item, lengths
 from sttts_jax.data.prompt import build_example
 from sttts_jax.data.record import Record, RecordError, naming
@@ -126,12 +127,12 @@ class Reader:
             return self._example(record, (source, index), rng)
 
     def _example(self, record: Record, key: tuple[int, int], rng: np.random.Generator) -> Item:
-        images = read_images(record, self._shape, self._config.max_crops)
+        images = read_images(record, self._shape, self._config.max_crops, self._config.limits)
         video = None
         if record.video is not None:
             video = self._cache.get(key) if self._cache else None
             if video is None:
-                video = read_video(record, self._config.frame_sampling, self._shape.size)
+                video = read_video(record, self._config.frame_sampling, self._shape.size, self._config.limits)
             if self._cache:
                 self._cache.put(key, video)
         order = rng.permutation(len(record.messages))[: self._config.max_messages or None]
@@ -163,30 +164,30 @@ def _epoch(sources: Sequence[Source], lengths: Sequence[int]) -> int:
     return max(LEAST_SEEN, int(min(draws + len(sources), MOST_IN_A_ROW)))
 
 
-def read_video(record: Record, sampling: FrameSampling, size: tuple[int, int] | None) -> Video:
+def read_video(record: Record, sampling: FrameSampling, size: tuple[int, int] | None, limits: DecodeLimits) -> Video:
     """The sampled frames of a record, resized to `size`, or as they are stored. Raises VideoError with its name."""
     assert record.video is not None
     name = record.name if isinstance(record.video, bytes) else None
-    return decode(record.video, sampling, size=size, start=record.start, end=record.end, name=name)
+    return decode(record.video, sampling, size=size, start=record.start, end=record.end, name=name, limits=limits)
 
 
-def read_images(record: Record, shape: RowShape, max_crops: int) -> list[ImageCrops]:
+def read_images(record: Record, shape: RowShape, max_crops: int, limits: DecodeLimits) -> list[ImageCrops]:
     """The crops of a record's images. Raises RecordError for a bad file, with its name, and where rows of this shape
     hold no images.
     """
-    images = list(_images(record))  # a bad file is the cause, whatever room there is
+    images = list(_images(record, limits))  # a bad file is the cause, whatever room there is
     if images and not shape.windows:
         raise RecordError(f"{record.name}: {NO_IMAGES}")
     return [crop_image(image, shape.size, shape.grid, max_crops) for image in images]
 
 
-def image_sizes(record: Record) -> tuple[tuple[int, int], ...]:
+def image_sizes(record: Record, limits: DecodeLimits) -> tuple[tuple[int, int], ...]:
     """(height, width) of its images. Raises RecordError for a bad file."""
-    return tuple((image.shape[0], image.shape[1]) for image in _images(record))
+    return tuple((image.shape[0], image.shape[1]) for image in _images(record, limits))
 
 
-def _images(record: Record) -> Iterator[np.ndarray]:
-    return (read_image(image, image_name(record, number)) for number, image in enumerate(record.images, 1))
+def _images(record: Record, limits: DecodeLimits) -> Iterator[np.ndarray]:
+    return (read_image(image, image_name(record, number), limits) for number, image in enumerate(record.images, 1))
 
 
 def image_name(record: Record, number: int) -> str | None:

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sttts_jax.data.files import open_file
 from sttts_jax.data.record import Line, RecordError
 
 SUFFIXES = (".srt", ".vtt")
@@ -42,10 +43,10 @@ def read_subtitles(path: str | Path) -> tuple[Line, ...]:
     file = Path(path)
     if file.suffix.lower() not in SUFFIXES:
         raise RecordError(f"{file}: subtitles must be in a file that ends in {' or '.join(SUFFIXES)}")
-    if not file.is_file():
-        raise RecordError(f"{file}: no such file")
+    with open_file(file, str(file), RecordError) as opened:
+        data = opened.read()
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecordError(
             f"{file}: is not UTF-8 (byte {error.start}); convert it, as with iconv -f latin1 -t utf-8"

@@ -1,32 +1,30 @@
-"""One video stream through PyAV: opening, its exact timeline, and fetching chosen frames with bounded memory.
+"""One video stream: its exact timeline, and fetching chosen frames with bounded memory.
 
 Two ways to reach a frame:
 - by time, where packets carry the display time of their frame (nearly all files): seek to key frames, decode forward;
-- by count, where they do not (AVI has no display times; a decoder may hand out frames the packets do not announce):
-  decode everything, once to count, once to fetch. Decoders emit frames in display order, so frame i is shown at the
-  i-th smallest time.
+- by count, where they do not (AVI has no display times; a decoder may hand out frames the packets do not announce;
+  recordings may be joined whose clocks start anew): decode everything, once to count, once to fetch. Decoders emit
+  frames in display order, so frame i is shown at the i-th smallest time of the joined clock.
 """
 
-import io
+import contextlib
+from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
 
-from sttts_jax.data.files import existing_file
-from sttts_jax.data.record import RecordError
+from sttts_jax.data.decode_work import DecodeWork
+from sttts_jax.data.video_clock import JoinedClock
+from sttts_jax.data.video_file import OpenVideo, VideoError
 
 MISSING_SHARE = 0.1  # a file whose packets end this share, and this many seconds,
 MISSING_SECONDS = 1.0  # before its header says is cut short
+MOST_PACKETS = 20_000_000  # nearly four days at 60 frames a second; a small file can declare more
 WITHOUT_DISPLAY_TIMES = {"avi"}
-
-
-class VideoError(RecordError):
-    """A file that cannot be used as a video: one sentence, the file's name first."""
+TICK = 1e-6  # of the container's clock, seconds
 
 
 class OutOfOrder(Exception):
@@ -42,6 +40,7 @@ class Timeline:
     end: int  # when the last frame disappears
     time_base: Fraction
     ordered: bool  # decoding yields exactly these times: frames may be found by time
+    lead: float  # seconds from where the container begins to play to the first frame
 
     @property
     def duration(self) -> float:
@@ -52,42 +51,17 @@ class Timeline:
         return self.pts * self.time_base.numerator / self.time_base.denominator
 
 
-@contextmanager
-def open_stream(source: str | Path | bytes, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its first video stream that is not a cover picture. FFmpeg's errors inside the block become
-    VideoError.
-    """
-    if isinstance(source, bytes):
-        if not source:
-            raise VideoError(f"{name}: is empty")
-        file: str | io.BytesIO = io.BytesIO(source)
-    else:
-        file = str(existing_file(source, name, VideoError))
-    try:
-        container = av.open(file)
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(
-            f"{name}: cannot be opened as a video ({_cause(error)}); it is damaged, cut short or of another kind"
-        ) from error
-    with container:
-        stream = _first_video(container, name)
-        stream.codec_context.thread_count = 1  # the pipeline decodes several videos at once instead
-        try:
-            yield container, stream
-        except av.error.FFmpegError as error:
-            raise VideoError(f"{name}: is damaged, decoding stopped ({_cause(error)})") from error
-
-
-def scan(container: av.container.InputContainer, stream: av.VideoStream, name: str) -> Timeline:
+def scan(video: OpenVideo) -> Timeline:
     """The timeline from the packets, nothing decoded. Raises VideoError for a file that its header says is longer."""
-    pts, keys, furthest, untimed = [], [], Fraction(0), 0
-    end, last_length = None, 0
-    for packet in container.demux():
-        if packet.size == 0 and packet.dts is None:
-            continue  # the flush packet
+    pts, keys, furthest, untimed = array("q"), array("q"), Fraction(0), 0
+    end, last_length, clock = None, 0, JoinedClock(video.container)
+    for packet in _packets(video):
+        own = packet.stream_index == video.stream.index
+        if own:
+            clock.correct(packet)
         if packet.pts is not None and packet.time_base:
             furthest = max(furthest, (packet.pts + (packet.duration or 0)) * packet.time_base)
-        if packet.stream_index != stream.index or packet.is_discard:
+        if not own or packet.is_discard:
             continue
         if packet.pts is None:
             untimed += 1
@@ -98,22 +72,25 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, name: s
         if end is None or packet.pts + (packet.duration or 0) >= end:
             end, last_length = packet.pts + (packet.duration or 0), packet.duration or 0
     if not pts and not untimed:
-        raise VideoError(f"{name}: its video stream holds no frames")
-    times = np.unique(np.asarray(pts, np.int64))
+        raise VideoError(f"{video.name}: its video stream holds no frames")
+    times = np.unique(np.frombuffer(pts, np.int64))
     if len(times) <= 1 and not untimed and not last_length:
-        raise VideoError(f"{name}: its only frame has no duration, so it is a picture and not a video")
-    base = stream.time_base or Fraction(1, av.time_base)
-    ordered = not untimed and len(times) == len(pts) and container.format.name not in WITHOUT_DISPLAY_TIMES
-    if pts:
-        end = _end(times, end, last_length)
-        _refuse_truncated(container, stream, Fraction(end - int(times[0])) * base, furthest, name)
-    return Timeline(times, np.unique(np.asarray(keys, np.int64)), end or 0, base, ordered)
+        raise VideoError(f"{video.name}: its only frame has no duration, so it is a picture and not a video")
+    timed = not untimed and not clock.joined and len(times) == len(pts)
+    ordered = timed and video.container.format.name not in WITHOUT_DISPLAY_TIMES
+    end = _end(times, end, last_length) if pts else 0
+    base = video.stream.time_base or Fraction(1, av.time_base)
+    if pts and not clock.joined:  # else a header speaks of the first recording alone
+        _refuse_truncated(video, Fraction(end - int(times[0])) * base, furthest)
+    return Timeline(times, np.unique(np.frombuffer(keys, np.int64)), end, base, ordered, _lead(video, times))
 
 
-def count(container: av.container.InputContainer, stream: av.VideoStream, packets: Timeline, name: str) -> Timeline:
+def count(video: OpenVideo, packets: Timeline) -> Timeline:
     """The timeline from decoding every frame and keeping none."""
-    pts, length = [], 0
-    for frame in container.decode(stream):
+    pts, length, name = array("q"), 0, video.name
+    work = DecodeWork(video)
+    work.announce(len(packets.pts))
+    for frame in work.watch(_frames(video)):
         at = frame.pts if frame.pts is not None else frame.dts
         if at is None:
             raise VideoError(f"{name}: its frames carry no times; convert it to a container that has them, such as mp4")
@@ -121,31 +98,31 @@ def count(container: av.container.InputContainer, stream: av.VideoStream, packet
         length = frame.duration or 0
     if not pts:
         raise VideoError(f"{name}: none of its frames could be decoded")
-    times = np.sort(np.asarray(pts, np.int64))
+    times = np.sort(np.frombuffer(pts, np.int64))
     end = _end(times, int(times[-1]) + length, length)
     seconds, promised = float((end - times[0]) * packets.time_base), packets.duration if len(packets.pts) else 0.0
     if promised - seconds > max(MISSING_SECONDS, MISSING_SHARE * promised):
         raise VideoError(f"{name}: only {seconds:.2f} s of its {promised:.2f} s can be decoded; the file is damaged")
-    return Timeline(times, packets.keys, end, packets.time_base, ordered=False)
+    return Timeline(times, packets.keys, end, packets.time_base, ordered=False, lead=_lead(video, times))
 
 
-def fetch(
-    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, wanted: np.ndarray, name: str
-) -> Iterator[av.VideoFrame]:
+def fetch(video: OpenVideo, timeline: Timeline, wanted: np.ndarray) -> Iterator[av.VideoFrame]:
     """The frames of ascending indices `wanted`. Raises OutOfOrder where an ordered timeline turns out not to be."""
+    work = DecodeWork(video)
     if timeline.ordered:
-        yield from _fetch_by_time(container, stream, timeline, [int(timeline.pts[i]) for i in wanted])
+        work.announce(_frames_on_the_way(timeline, wanted))
+        yield from _fetch_by_time(video, timeline, [int(timeline.pts[i]) for i in wanted], work)
         return
     left = iter(int(i) for i in wanted)
     target = next(left)
-    for index, frame in enumerate(container.decode(stream)):
+    for index, frame in enumerate(work.watch(_frames(video))):
         if index != target:
             continue
         yield frame
         target = next(left, -1)
         if target < 0:
             return
-    raise VideoError(f"{name}: decoding it twice gave different numbers of frames; the file is damaged")
+    raise VideoError(f"{video.name}: decoding it twice gave different numbers of frames; the file is damaged")
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
@@ -174,15 +151,39 @@ def orient(picture: np.ndarray, matrix: np.ndarray | None, name: str) -> np.ndar
     return picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
+def _demuxed(video: OpenVideo, *streams: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of these streams, or of all, and an empty one at the end of each."""
+    # PyAV stumbles there over streams that appeared late, as those of a broadcast do; all packets are out by then.
+    with contextlib.suppress(IndexError):
+        yield from video.container.demux(*streams)
+
+
+def _packets(video: OpenVideo) -> Iterator[av.Packet]:
+    """Of all streams, without the empty ones."""
+    for number, packet in enumerate(_demuxed(video)):
+        if number >= MOST_PACKETS:
+            raise VideoError(f"{video.name}: holds more than {MOST_PACKETS:,} packets; cut it into parts")
+        if packet.size or packet.dts is not None:
+            yield packet
+
+
+def _frames(video: OpenVideo) -> Iterator[av.VideoFrame]:
+    """All frames of the stream, timed by the joined clock."""
+    clock = JoinedClock(video.container)
+    for packet in _demuxed(video, video.stream):
+        clock.correct(packet)
+        yield from packet.decode()
+
+
 def _fetch_by_time(
-    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, targets: list[int]
+    video: OpenVideo, timeline: Timeline, targets: list[int], work: DecodeWork
 ) -> Iterator[av.VideoFrame]:
     frames: Iterator[av.VideoFrame] | None = None
     frame: av.VideoFrame | None = None
     for target in targets:
         key = _key_before(timeline, target)
         if frames is None or (frame is not None and key > frame.pts):
-            frames, frame = _decoded_from(container, stream, timeline, key), None
+            frames, frame = work.watch(_decoded_from(video, timeline, key)), None
         while frame is None or frame.pts < target:
             frame = _following(frames, frame)
         if frame.pts != target:
@@ -190,19 +191,24 @@ def _fetch_by_time(
         yield frame
 
 
+def _frames_on_the_way(timeline: Timeline, wanted: np.ndarray) -> int:
+    """How many frames have to be decoded for those of indices `wanted`."""
+    keys = np.searchsorted(timeline.pts, [_key_before(timeline, int(timeline.pts[i])) for i in wanted])
+    before = np.concatenate([[-1], wanted[:-1]])
+    return int((wanted - np.maximum(before, keys - 1)).sum())
+
+
 def _key_before(timeline: Timeline, target: int) -> int:
     """When the key frame appears from which the frame at `target` can be decoded."""
-    if not len(timeline.keys):
-        return int(timeline.pts[0])
-    return int(timeline.keys[np.searchsorted(timeline.keys, target, side="right") - 1])
+    place = int(np.searchsorted(timeline.keys, target, side="right")) - 1
+    return int(timeline.pts[0] if place < 0 else timeline.keys[place])
 
 
-def _decoded_from(
-    container: av.container.InputContainer, stream: av.VideoStream, timeline: Timeline, key: int
-) -> Iterator[av.VideoFrame]:
+def _decoded_from(video: OpenVideo, timeline: Timeline, key: int) -> Iterator[av.VideoFrame]:
     if key > timeline.pts[0]:
-        container.seek(key, stream=stream)
-    return container.decode(stream)
+        video.container.seek(key, stream=video.stream)
+    for packet in _demuxed(video, video.stream):
+        yield from packet.decode()
 
 
 def _following(frames: Iterator[av.VideoFrame], frame: av.VideoFrame | None) -> av.VideoFrame:
@@ -213,19 +219,6 @@ def _following(frames: Iterator[av.VideoFrame], frame: av.VideoFrame | None) -> 
     return following
 
 
-def _first_video(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    if not container.streams:
-        raise VideoError(f"{name}: holds no streams at all")
-    cover = av.stream.Disposition.attached_pic
-    videos = [s for s in container.streams.video if not s.disposition & cover]
-    if not videos:
-        kinds = ", ".join(sorted({str(s.type) for s in container.streams}))
-        raise VideoError(f"{name}: holds no video stream, only {kinds}")
-    if videos[0].codec_context is None:
-        raise VideoError(f"{name}: is coded in a way that this FFmpeg cannot decode; convert it to H.264")
-    return videos[0]
-
-
 def _end(times: np.ndarray, end: int | None, last_length: int) -> int:
     """When the last frame disappears; a container that does not say gets the usual step between frames."""
     if last_length or len(times) < 2:
@@ -233,9 +226,18 @@ def _end(times: np.ndarray, end: int | None, last_length: int) -> int:
     return int(times[-1]) + int(np.median(np.diff(times)))
 
 
-def _refuse_truncated(
-    container: av.container.InputContainer, stream: av.VideoStream, seconds: Fraction, furthest: Fraction, name: str
-) -> None:
+def _lead(video: OpenVideo, times: np.ndarray) -> float:
+    """Seconds from where the container begins to play, with sound perhaps, to the first frame."""
+    own, zero = video.stream.start_time, video.container.start_time
+    first = own if video.container.format.name in WITHOUT_DISPLAY_TIMES or not len(times) else int(times[0])
+    if first is None or zero is None or video.stream.time_base is None:
+        return 0.0
+    lead = float(first * video.stream.time_base - Fraction(zero, av.time_base))
+    return lead if lead > TICK else 0.0
+
+
+def _refuse_truncated(video: OpenVideo, seconds: Fraction, furthest: Fraction) -> None:
+    stream, container = video.stream, video.container
     if stream.duration:
         promised, found = stream.duration * stream.time_base, seconds
     elif container.duration:
@@ -244,9 +246,6 @@ def _refuse_truncated(
         return
     if promised - found > max(MISSING_SECONDS, MISSING_SHARE * promised):
         raise VideoError(
-            f"{name}: is cut short, its header promises {float(promised):.2f} s and the file holds {float(found):.2f} s"
+            f"{video.name}: is cut short, its header promises {float(promised):.2f} s and the file holds "
+            f"{float(found):.2f} s"
         )
-
-
-def _cause(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

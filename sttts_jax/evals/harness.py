@@ -152,6 +152,7 @@ class Harness:
                 checkpoint.frame_sampling(setting),
                 max_crops=setting.max_crops,
                 rows=self.rows,
+                limits=checkpoint.data.limits,
                 shard_index=checkpoint.layout.shard_index,
                 shard_count=checkpoint.layout.shard_count,
             )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, Source
 from sttts_jax.data.crops import layout_image
+from sttts_jax.data.decode_limits import DecodeLimits
 from sttts_jax.data.evaluation import Asked, list_questions
 from sttts_jax.data.prompt import build_prefix, build_question
 from sttts_jax.data.reader import image_sizes
@@ -18,7 +19,7 @@ from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.schema import RowShape, round_up
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer
-from sttts_jax.data.video import probe
+from sttts_jax.data.video import Clip, probe_clip
 from sttts_jax.evals.question_digest import question_digest
 from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Setting
@@ -65,7 +66,7 @@ class RowBucket(NamedTuple):
 class _Clip(NamedTuple):
     """What is asked about: a clip of a video, images or both. What cannot be read is as text alone: neither."""
 
-    duration: float | None  # seconds; None without a video
+    seen: Clip | None  # None without a video
     subtitles: Subtitles
     images: Sequence[tuple[int, int]]  # height, width
     numbers: list[int]
@@ -160,8 +161,9 @@ class Questions:
 
     def _sampled(self, clip: _Clip, setting: Setting, together: int) -> _Sampled:
         times: list[float] = []
-        if clip.duration is not None:
-            times = FrameSampling(setting.max_frames, setting.max_fps).times(clip.duration).tolist()
+        if clip.seen is not None:
+            sampled = FrameSampling(setting.max_frames, setting.max_fps).times(clip.seen.duration)
+            times = (clip.seen.ahead + sampled).tolist()
         groups, data = _split(clip.numbers, together), self._data
         images = [layout_image(size, data.size, data.grid, setting.max_crops) for size in clip.images]
         try:
@@ -203,8 +205,9 @@ class Questions:
         seen = number if any(isinstance(file, bytes) for file in files) else files
         key = (seen, record.start, record.end, record.subtitles)
         if key not in clips:
+            limits = self._data.limits
             try:
-                clips[key] = _Clip(_duration(record), record.subtitles, image_sizes(record), [])
+                clips[key] = _Clip(_seen(record, limits), record.subtitles, image_sizes(record, limits), [])
             except RecordError:
                 clips[key] = _Clip(None, (), (), [])
         return clips[key]
@@ -217,11 +220,11 @@ def task_source(task: Task, data: DataConfig, data_dir: str | None = None) -> So
     return Source(name, 1.0, task.split, data_dir or usual)
 
 
-def _duration(record: Record) -> float | None:
+def _seen(record: Record, limits: DecodeLimits) -> Clip | None:
     if record.video is None:
         return None
-    whole = probe(record.video, record.name if isinstance(record.video, bytes) else None).duration
-    return max(min(whole, whole if record.end is None else record.end) - (record.start or 0.0), 0.0)
+    name = record.name if isinstance(record.video, bytes) else None
+    return probe_clip(record.video, start=record.start, end=record.end, name=name, limits=limits)
 
 
 def _split(numbers: Sequence[int], most: int) -> list[list[int]]:

@@ -99,8 +99,10 @@ class Model:
                 start=sight.start,
                 end=sight.end,
                 name=sight.name if isinstance(sight.video, bytes) else None,
+                limits=data.limits,
             )
-            seen, shown = sampled(size=data.size), functools.partial(display_size, sight.video, sight.name)
+            shown = functools.partial(display_size, sight.video, sight.name, limits=data.limits)
+            seen = sampled(size=data.size)
             pictures, times = [*pictures, seen.frames], seen.times
             show = functools.partial(_show, sampled, shown)
         prefix = build_prefix(checkpoint.tokenizer, times, cells=data.cells, subtitles=sight.subtitles, images=crops)
@@ -108,7 +110,8 @@ class Model:
         return Scene(self._engine, sight.name, setting, prefix, pixels, times + (sight.start or 0.0), show)
 
     def _crops(self, image: MediaFile, max_crops: int) -> ImageCrops:
-        return crop_image(read_image(image), self.checkpoint.data.size, self.checkpoint.vlm.vit.grid, max_crops)
+        data = self.checkpoint.data
+        return crop_image(read_image(image, None, data.limits), data.size, self.checkpoint.vlm.vit.grid, max_crops)
 
 
 def _show(sampled: Callable[..., Video], shown: Callable[[], tuple[int, int]]) -> Video:

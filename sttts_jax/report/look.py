@@ -76,9 +76,11 @@ def view_video(
     """
 
     def sampled(size: tuple[int, int]) -> Video:
-        return decode(video, checkpoint.frame_sampling(setting), size=size, start=start, end=end, name=name)
+        chosen = checkpoint.frame_sampling(setting)
+        return decode(video, chosen, size=size, start=start, end=end, name=name, limits=limits)
 
-    seen, shown = sampled(checkpoint.data.size), sampled(display_size(video, name))
+    limits = checkpoint.data.limits
+    seen, shown = sampled(checkpoint.data.size), sampled(display_size(video, name, limits=limits))
     if kept is None or checkpoint.pruning.has_scorer:
         keep, scores = look(checkpoint, seen.frames, setting.fraction, seed)
     else:

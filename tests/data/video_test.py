@@ -2,7 +2,6 @@
 
 import io
 import tracemalloc
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,36 +12,12 @@ from sttts_jax.data.sampling import FrameSampling
 from sttts_jax.data.sources.encode import encode_mp4
 from sttts_jax.data.video import VideoError, decode, probe
 from sttts_jax.data.video_stream import orient
+from tests.data.films import film, numbered, read_number
 
 
-def _numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """Frames that say their number in six black or white bars, and whose corner is red."""
-    frames = np.zeros((count, height, width, 3), np.uint8)
-    for number in range(count):
-        for bit in range(8):
-            frames[number, :, bit * 8 : bit * 8 + 8] = 255 * (number >> bit & 1)
-    frames[:, : height // 3] = (200, 30, 30)
-    return frames
-
-
-def _read(frame: np.ndarray) -> int:
-    middle = frame[frame.shape[0] * 2 // 3]
-    return sum(int(middle[bit * 8 + 4].mean() > 128) << bit for bit in range(8))
-
-
-def _vfr(pts: list[int], rate: int = 1000, gop: int = 12) -> bytes:
-    """A video whose frame i appears at pts[i] / rate seconds, with B frames."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "10", "g": str(gop), "bf": "2"})
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, rate)
-        for at, pixels in zip(pts, _numbered(len(pts)), strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = at, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return file.getvalue()
+def _vfr(pts: list[int]) -> bytes:
+    """A video whose frame i appears at pts[i] / 1000 seconds, with B frames."""
+    return film(numbered(len(pts)), rate=25, pts=pts, options={"crf": "10", "bf": "2"})
 
 
 @pytest.mark.parametrize("max_frames", [2, 5, 17, 50])
@@ -54,48 +29,41 @@ def test_the_frame_on_screen_is_taken(max_frames: int) -> None:
     seconds = probe(data).seconds()
     assert np.allclose(seconds, (pts - pts[0]) / 1000, atol=1e-3)
     asked = np.clip(video.times, 1e-6, video.duration - 1e-6)
-    assert [_read(f) for f in video.frames] == [int((seconds <= t + 1e-7).sum()) - 1 for t in asked]
+    assert [read_number(f) for f in video.frames] == [int((seconds <= t + 1e-7).sum()) - 1 for t in asked]
 
 
 def test_clip_times_start_at_the_clip() -> None:
-    data = encode_mp4(_numbered(100), 10)
+    data = encode_mp4(numbered(100), 10)
     video = decode(data, FrameSampling(99, 2), size=None, start=3.0, end=5.2)
     assert video.times.tolist() == [0, 0.5, 1, 1.5, 2, pytest.approx(2.2)] and video.duration == pytest.approx(2.2)
-    assert [_read(f) for f in video.frames] == [30, 35, 40, 45, 50, 52]
+    assert [read_number(f) for f in video.frames] == [30, 35, 40, 45, 50, 52]
     assert decode(data, FrameSampling(4, 2), size=None, start=9).duration == pytest.approx(1)
     assert decode(data, FrameSampling(4, 2), size=None, end=99).duration == pytest.approx(10)
 
 
 def test_sampling_by_index_in_a_clip() -> None:
-    data = encode_mp4(_numbered(100), 10)
+    data = encode_mp4(numbered(100), 10)
     sampling = FrameSampling(99, 2, "transformers")
     video = decode(data, sampling, size=None)
     assert video.times.tolist() == pytest.approx(np.arange(20) / 2)
-    assert [_read(f) for f in video.frames] == list(range(0, 100, 5))
+    assert [read_number(f) for f in video.frames] == list(range(0, 100, 5))
     video = decode(data, sampling, size=None, start=3.0, end=5.2)  # 22 frames, int(4.4) of them
-    assert [_read(f) for f in video.frames] == [30, 35, 41, 46]
+    assert [read_number(f) for f in video.frames] == [30, 35, 41, 46]
     assert video.times.tolist() == pytest.approx([0, 0.5, 1.1, 1.6]) and video.duration == pytest.approx(2.2)
-    assert [_read(f) for f in decode(data, sampling, size=None, start=9.97).frames] == [99]
+    assert [read_number(f) for f in decode(data, sampling, size=None, start=9.97).frames] == [99]
 
 
 def test_a_late_first_frame_is_time_zero() -> None:
     pts = [700 + 100 * i for i in range(20)]
-    file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as container:
-        stream = container.add_stream("libx264", rate=10, options={"bf": "0"})
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for at, pixels in zip(pts, _numbered(20), strict=True):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = at, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    video = decode(file.getvalue(), FrameSampling(9, 2), size=None)
-    assert [_read(f) for f in video.frames][:4] == [0, 5, 10, 15] and video.duration == pytest.approx(2.0, abs=0.11)
+    data = film(numbered(20), "matroska", pts=pts, options={"bf": "0"})
+    video = decode(data, FrameSampling(9, 2), size=None)
+    assert [read_number(f) for f in video.frames][:4] == [0, 5, 10, 15] and video.duration == pytest.approx(
+        2.0, abs=0.11
+    )
 
 
 def test_path_and_bytes_agree_and_size_resizes(tmp_path: Path) -> None:
-    data = encode_mp4(_numbered(20), 8)
+    data = encode_mp4(numbered(20), 8)
     (tmp_path / "a.mp4").write_bytes(data)
     one = decode(tmp_path / "a.mp4", FrameSampling(6, 4), size=(30, 20))
     two = decode(data, FrameSampling(6, 4), size=(30, 20))
@@ -138,7 +106,7 @@ def test_oblique_display_matrix_is_refused() -> None:
 
 
 def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
-    whole = encode_mp4(_numbered(100), 10)
+    whole = encode_mp4(numbered(100), 10)
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video " * 50)
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])

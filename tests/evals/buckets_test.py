@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sttts_jax.data.sources.encode import encode_mp4
+from sttts_jax.data.video import Clip
 from sttts_jax.evals import questions as harness_questions
 from sttts_jax.evals.harness import Harness
 from sttts_jax.evals.questions import Questions, frame_ladder, task_source
@@ -80,7 +81,7 @@ def test_answers_depend_neither_on_buckets_nor_on_shared_rows(
 def test_clips_longer_than_announced_are_asked_in_the_largest_rows(
     checkpoints: dict[str, Checkpoint], folder: Path, single: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness_questions, "_duration", lambda record: None if record.video is None else 0.25)
+    monkeypatch.setattr(harness_questions, "probe_clip", lambda *_, **__: Clip(0.0, 0.25))
     questions = _questions(checkpoints["scorer"], folder)
     assert [(b.frames, len(b.groups)) for b in questions.plan(SETTING, [2, 6], ROWS)] == [(2, 20), (6, 0)]
     result, got = Harness(checkpoints["scorer"], ROWS, steps=[2]).run(questions, SETTING)
