@@ -66,6 +66,7 @@ def evaluate(
     max_frames: int | Sequence[int] | None = None,
     max_fps: float | None = None,
     max_crops: int | None = None,
+    sampling: str | None = None,
     batch: int = 32,
     frame_buckets: Sequence[int] = (),
     limit: int | None = None,
@@ -86,7 +87,7 @@ def evaluate(
     method           of pruning, see `infer.open.read_checkpoint`; None: as trained
     pruned_fraction  share of the cells to remove, or several; None: as trained. A method that removes nothing has one
     max_frames       of a video at most, or several; max_fps: frames a second at most; None: as trained
-    max_crops        most tiles of an image, see `infer.model.Model.watch`
+    max_crops        most tiles of an image, and sampling of frames, see `infer.model.Model.watch`
     batch            videos a batch, over all devices
     frame_buckets    frames that rows are made for; empty: 8, 16, 32, .. up to `max_frames`
     limit            ask only the first so many questions of a task
@@ -103,7 +104,7 @@ def evaluate(
     distributed.init(distributed.DistributedConfig())
     if report is not None and jax.process_count() > 1:
         raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
-    sweep = evaluations.Sweep(method, pruned_fraction, max_frames, max_fps, max_crops)
+    sweep = evaluations.Sweep(method, pruned_fraction, max_frames, max_fps, max_crops, sampling)
     found = evaluations.plan(workdirs, tasks, sweep, limit, data_dir, out, overwrite)
     evaluations.measure(found, batch, seed, frame_buckets, say)
     if say is not None and jax.process_index() == 0:
@@ -122,6 +123,7 @@ def score(
     pruned_fraction: str | float | None = None,
     max_frames: int | None = None,
     max_fps: float | None = None,
+    sampling: str | None = None,
     start: float | None = None,
     end: float | None = None,
     seed: int = 0,
@@ -136,7 +138,7 @@ def score(
     video            a file (mp4, mov, mkv, webm, avi, ts, gif, ..), or its bytes
     out              a page (.html) or arrays (.npz) to write as well, see `report.look.write_view`
     method           of pruning, see `infer.open.read_checkpoint`
-    pruned_fraction  share of the cells to remove, max_frames, max_fps: as trained where None
+    pruned_fraction  share of the cells to remove, max_frames, max_fps, sampling: as trained where None
     start, end       of the clip, seconds
     seed             of methods that choose at random
     name             of the video, on the page and in errors; None: that of the file
@@ -148,7 +150,7 @@ def score(
     name = name or ("video" if isinstance(video, bytes) else Path(video).name)
     opened = checkpoints.read_checkpoint(checkpoint, method)
     videos.probe(video, name if isinstance(video, bytes) else None, opened.data.limits)
-    setting = opened.exact_setting(pruned_fraction, max_frames, max_fps)
+    setting = opened.exact_setting(pruned_fraction, max_frames, max_fps, None, sampling)
     view = look.view_video(opened, video, setting, name=name, start=start, end=end, seed=seed)
     if out is not None:
         look.write_view(view, out)

@@ -78,6 +78,7 @@ class LoadingSettings:
 
     data, split, data_dir   a dataset, a JSONL file or a folder of video files
     frames, max_fps, size   of a video at most, frames a second at most, height and width of a frame
+    sampling                the rule by which frames are chosen
     cells, pruned_fraction  of a frame, and the share of them that the model removes
     videos, text, rows      in a row at most, room for text in a row (tokens), rows of a batch
     tokenizer               a directory, None: one that is trained on the data's text
@@ -89,6 +90,7 @@ class LoadingSettings:
     data_dir: str | None
     frames: int
     max_fps: float
+    sampling: str
     size: int
     cells: int
     pruned_fraction: str
@@ -112,6 +114,7 @@ class LoadingSettings:
             sources=(source,),
             max_frames=self.frames,
             max_fps=self.max_fps,
+            sampling=self.sampling,
             image_size=self.size,
             cells=self.cells,
             fraction=self.pruned_fraction,

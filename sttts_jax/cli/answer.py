@@ -25,7 +25,7 @@ from pathlib import Path
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_method, add_pruned_fraction, check_at_least_one, check_not_empty
+from sttts_jax.cli.arguments import add_method, add_pruned_fraction, add_sampling, check_at_least_one, check_not_empty
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -93,6 +93,7 @@ def _answer_file(args: argparse.Namespace) -> int:
         max_frames=args.max_frames,
         max_fps=args.max_fps,
         max_crops=args.max_crops,
+        sampling=args.sampling,
         overwrite=args.overwrite,
         say=_tell,
     )
@@ -140,6 +141,7 @@ def _scenes(model: models.Model, args: argparse.Namespace) -> Iterator[scenes.Sc
             max_frames=args.max_frames,
             max_fps=args.max_fps,
             max_crops=args.max_crops,
+            sampling=args.sampling,
         )
 
 
@@ -198,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_frames", type=int, metavar="N", help="(default: as trained)")
     add("--max_fps", type=float, metavar="R", help="frames a second at most (default: as trained)")
     add("--max_crops", type=int, metavar="N", help="tiles of an image at most (default: 24); 0: whole only")
+    add_sampling(parser)
     add("--max_new_tokens", type=int, default=256, metavar="N", help="(%(default)s)")
     add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
     add("--top_p", type=float, default=1.0, help="share of the likeliest tokens to draw from (%(default)s)")

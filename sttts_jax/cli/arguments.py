@@ -25,6 +25,17 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampling(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The rule by which frames are chosen; `default` None: as trained."""
+    parser.add_argument(
+        "--sampling",
+        default=default,
+        metavar="RULE",
+        help=f"of frames: molmo2, the last one included, or transformers, as its processor does "
+        f"(default: {default or 'as trained'})",
+    )
+
+
 def words(text: str, flag: str, known: Sequence[str] = ()) -> list[str]:
     """The different words of a list with commas. Raises ValueError if there is none, or one that is not `known`."""
     found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

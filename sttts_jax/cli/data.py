@@ -14,7 +14,7 @@ from pathlib import Path
 
 from etils import epy
 
-from sttts_jax.cli.arguments import check_not_empty
+from sttts_jax.cli.arguments import add_sampling, check_not_empty
 from sttts_jax.cli.main import run
 from sttts_jax.data.config import DEFAULT_DATA_DIR, Source
 
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--count", type=int, default=3, help="how many records (%(default)s)")
     inspect.add_argument("--max_frames", type=int, default=8)
     inspect.add_argument("--max_fps", type=float, default=2.0)
+    add_sampling(inspect, "molmo2")
     inspect.add_argument("--sheet", metavar="FILE.png", help="write the frames there")
     inspect.set_defaults(run=_inspect)
 
@@ -86,13 +87,13 @@ def _list(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     check_not_empty(args, "sheet", "data_dir", "split")
+    chosen = sampling.FrameSampling(args.max_frames, args.max_fps, args.sampling)
     source = registry.open_source(Source(args.name, 1.0, args.split, args.data_dir))
     last = min(args.first + args.count, len(source))
     if not 0 <= args.first < last:
         raise ValueError(f"--first {args.first} --count {args.count} is outside of the {len(source)} records")
     print(f"{args.name} ({args.split}): {len(source)} records")
     strips, bad = [], 0
-    chosen = sampling.FrameSampling(args.max_frames, args.max_fps)
     for seen in preview.preview(source, range(args.first, last), chosen):
         print(f"\n{seen.text}")
         bad += not seen.usable

@@ -17,6 +17,7 @@ from etils import epy
 from sttts_jax.cli.arguments import (
     add_method,
     add_pruned_fraction,
+    add_sampling,
     check_at_least_one,
     check_not_empty,
     whole_numbers,
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
         max_frames=whole_numbers(args.max_frames, "--max_frames") if args.max_frames else None,
         max_fps=args.max_fps,
         max_crops=args.max_crops,
+        sampling=args.sampling,
         batch=args.batch,
         frame_buckets=whole_numbers(args.frame_buckets, "--frame_buckets") if args.frame_buckets else (),
         limit=args.limit,
@@ -75,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_crops", type=int, metavar="N", help="most tiles of an image, 0: whole only (default: 24)"
     )
+    add_sampling(parser)
     parser.add_argument("--batch", type=int, default=32, help="videos a batch, over all devices (%(default)s)")
     parser.add_argument(
         "--frame_buckets",

@@ -13,7 +13,7 @@ import sys
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_method, add_pruned_fraction
+from sttts_jax.cli.arguments import add_method, add_pruned_fraction, add_sampling
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
         pruned_fraction=args.pruned_fraction,
         max_frames=args.max_frames,
         max_fps=args.max_fps,
+        sampling=args.sampling,
         start=args.start,
         end=args.end,
         seed=args.seed,
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add_pruned_fraction(parser)
     parser.add_argument("--max_frames", type=int, help="(default: as trained)")
     parser.add_argument("--max_fps", type=float, help="frames a second at most (default: as trained)")
+    add_sampling(parser)
     parser.add_argument("--start", type=float, help="of the clip, seconds")
     parser.add_argument("--end", type=float, help="of the clip, seconds")
     parser.add_argument("--seed", type=int, default=0, help="for methods that choose at random (%(default)s)")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from sttts_jax.data.decode_limits import DecodeLimits
 from sttts_jax.data.files import open_file
+from sttts_jax.data.mp4_samples import declares_too_many
 from sttts_jax.data.record import RecordError
 from sttts_jax.data.rgb import FORMATS
 
@@ -110,6 +111,8 @@ def _codec_options(limits: DecodeLimits) -> dict[str, str]:
 
 
 def _container(file: BinaryIO, name: str, limits: DecodeLimits) -> av.container.InputContainer:
+    if declares_too_many(file):
+        raise VideoError(f"{name}: declares more frames and sounds than it has bytes, so it is damaged")
     try:
         return _open(file, name, _codec_options(limits))
     except (MemoryError, VideoError):

@@ -56,11 +56,12 @@ class Sweep:
     max_frames: int | Sequence[int] | None = None
     max_fps: float | None = None
     max_crops: int | None = None
+    sampling: str | None = None
 
     def settings(self, checkpoint: Checkpoint) -> list[Setting]:
         """All pairs. A method that drops nothing has one fraction only, so some may be the same."""
         pairs = [(k, frames) for frames in _several(self.max_frames) for k in _several(self.pruned_fraction)]
-        rest = self.max_fps, self.max_crops
+        rest = self.max_fps, self.max_crops, self.sampling
         return list(dict.fromkeys(checkpoint.setting(fraction, frames, *rest) for fraction, frames in pairs))
 
 

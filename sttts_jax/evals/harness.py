@@ -77,6 +77,7 @@ class Harness:
             max_crops=setting.max_crops,
             limit=questions.limit,
             seed=self.seed,
+            sampling=setting.sampling,
         )
 
     def run(self, questions: Questions, setting: Setting) -> tuple[Result, list[Prediction]]:

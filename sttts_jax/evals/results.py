@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sttts_jax.ckpt.meta import check_config
+from sttts_jax.data.sampling import RULES
 from sttts_jax.evals.accuracy import Accuracy, wilson
 from sttts_jax.paths import PathLike, as_path, check_writable, file_name, read_json, write_json, write_text
 
@@ -52,6 +53,7 @@ class Key:
     max_crops: int
     limit: int | None
     seed: int
+    sampling: str = RULES[0]  # that of results which do not name one
 
     def file_name(self, fingerprint: str) -> str:
         """Of the predictions."""

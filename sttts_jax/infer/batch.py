@@ -69,6 +69,7 @@ def answer_file(
     max_frames: int | None = None,
     max_fps: float | None = None,
     max_crops: int | None = None,
+    sampling: str | None = None,
     overwrite: bool = False,
     say: Say = lambda line: None,
 ) -> BatchCount:
@@ -84,7 +85,7 @@ def answer_file(
     touched, where a file cannot be used, and where `out` holds answers to other questions or at other settings.
     """
     generation = dataclasses.replace(generation or GenerationConfig(), style=PLAIN)
-    setting = model.checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops)
+    setting = model.checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops, sampling)
     source = QuestionFile(str(questions))
     settings = json.dumps([model.checkpoint.identity(setting), dataclasses.asdict(generation)], sort_keys=True)
     known = [_known(source, asked, settings) for asked in list_questions(source)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sttts_jax.data.config import DataConfig
 from sttts_jax.data.crops import evaluation_crops
-from sttts_jax.data.sampling import FrameSampling
+from sttts_jax.data.sampling import RULES, FrameSampling
 from sttts_jax.data.schema import RowShape
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.mesh import DataLayout, make_mesh
@@ -45,9 +45,10 @@ class Setting:
     max_frames: int
     max_fps: float | None
     max_crops: int = 0
+    sampling: str = RULES[0]
 
     def __post_init__(self) -> None:
-        FrameSampling(self.max_frames, self.max_fps)  # raises for numbers that cannot be
+        FrameSampling(self.max_frames, self.max_fps, self.sampling)  # raises for what cannot be
         if self.max_crops < 0:
             raise ValueError(f"max_crops={self.max_crops} must not be negative; 0 is the whole picture alone")
         object.__setattr__(self, "fraction", canonical_fraction(self.fraction))
@@ -83,7 +84,7 @@ class Checkpoint:
     def trained(self) -> Setting:
         """The setting of the training, with as many tiles of an image as evaluation takes."""
         crops = evaluation_crops(self.data.grid)
-        return Setting(self.pruning.removed, self.data.max_frames, self.data.max_fps, crops)
+        return Setting(self.pruning.removed, self.data.max_frames, self.data.max_fps, crops, self.data.sampling)
 
     def with_method(self, method: str) -> "Checkpoint":
         """The same weights pruned by another method of `pruning.config`, at the share of the run's config.
@@ -106,6 +107,7 @@ class Checkpoint:
         max_frames: int | None = None,
         max_fps: float | None = None,
         max_crops: int | None = None,
+        sampling: str | None = None,
     ) -> Setting:
         """The trained setting with changes. A method that drops nothing stays at fraction 0. Raises ValueError."""
         usual = self.trained
@@ -115,6 +117,7 @@ class Checkpoint:
             usual.max_frames if max_frames is None else max_frames,
             usual.max_fps if max_fps is None else max_fps,
             usual.max_crops if max_crops is None else max_crops,
+            usual.sampling if sampling is None else sampling,
         )
 
     def exact_setting(self, fraction: str | float | None = None, *others: Any) -> Setting:
@@ -128,8 +131,8 @@ class Checkpoint:
         return setting
 
     def frame_sampling(self, setting: Setting) -> FrameSampling:
-        """How frames are chosen at a setting: by the rule of the training."""
-        return dataclasses.replace(self.data.frame_sampling, max_frames=setting.max_frames, max_fps=setting.max_fps)
+        """How frames are chosen at a setting."""
+        return FrameSampling(setting.max_frames, setting.max_fps, setting.sampling)
 
     def pruned(self, fraction: str) -> PruneConfig:
         """The pruning at another fraction."""

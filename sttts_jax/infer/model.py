@@ -59,6 +59,7 @@ class Model:
         max_frames: int | None = None,
         max_fps: float | None = None,
         max_crops: int | None = None,
+        sampling: str | None = None,
         name: str | None = None,
     ) -> Scene:
         """Reads files into host memory; no device is touched.
@@ -71,11 +72,12 @@ class Model:
         max_frames       of the video at most, and max_fps of them a second; all three as trained where None
         max_crops        most high-resolution tiles of an image, 0 for the whole picture alone; None: 24, if the model's
                          crops are large enough to have margins
+        sampling         of frames: "molmo2" or "transformers", see `data.sampling.FrameSampling`; None: as trained
         name             in errors and pages, where a video is bytes
 
         Raises ValueError, one sentence that names the file, for whatever cannot be used.
         """
-        setting = self.checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops)
+        setting = self.checkpoint.exact_setting(pruned_fraction, max_frames, max_fps, max_crops, sampling)
         if isinstance(images, MediaFile):
             raise ValueError(f"images={images!r:.200} must be a list of files; give one as [file]")
         lines = read_subtitles(subtitles) if isinstance(subtitles, str | Path) else check_lines(subtitles)

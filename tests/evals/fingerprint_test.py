@@ -99,6 +99,7 @@ def test_files_are_known_by_what_they_hold(checkpoints: dict[str, Checkpoint], f
     "changes",
     [
         *({"fraction": "0.3"}, {"max_frames": 3}, {"max_fps": 1.0}, {"max_crops": 1}, {"seed": 1}, {"limit": 1}),
+        {"sampling": "transformers"},
         {"change": lambda c: c.with_method("easy")},
         {"change": lambda c: dataclasses.replace(c, dtype=jnp.bfloat16)},
         {"change": lambda c: dataclasses.replace(c, attention="xla")},

@@ -141,6 +141,7 @@ def test_lines_that_move_keep_their_answers(model: Model, folder: Path, asked: l
         {"max_frames": 2},
         {"max_fps": 1.0},
         {"max_crops": 1},
+        {"sampling": "transformers"},
     ],
 )
 def test_stale_answers_are_refused_or_replaced(

@@ -6,7 +6,7 @@ import argparse
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_pruned_fraction, check_at_least_one, words
+from sttts_jax.cli.arguments import add_pruned_fraction, add_sampling, check_at_least_one, words
 from sttts_jax.cli.bench import arguments as shared
 
 with epy.lazy_imports():
@@ -27,6 +27,7 @@ def add(subcommands: shared.Subcommands) -> None:
     parser.add_argument("--data_dir", help="where built datasets lie (default: as sttts-jax data)")
     parser.add_argument("--frames", type=int, default=8, help="at most, of a video (%(default)s)")
     parser.add_argument("--max_fps", type=float, default=2.0, help="frames a second at most (%(default)s)")
+    add_sampling(parser, "molmo2")
     parser.add_argument("--size", type=int, default=378, help="height and width of a frame (%(default)s)")
     parser.add_argument("--cells", type=int, default=81, help="of a frame (%(default)s)")
     add_pruned_fraction(parser, "0.5")
