@@ -5,10 +5,10 @@ draws, patterns of file names, devices. None of these are on the list here; FFmp
 never an address; and whatever a container asks to be opened beside itself is refused.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -50,7 +50,7 @@ class OpenVideo:
     limits: DecodeLimits
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_video(source: str | Path | bytes, name: str, limits: DecodeLimits) -> Iterator[OpenVideo]:
     """A file (path or its bytes), open in the block. FFmpeg's errors inside become VideoError, and so does running out
     of memory.
@@ -64,7 +64,7 @@ def open_video(source: str | Path | bytes, name: str, limits: DecodeLimits) -> I
         yield OpenVideo(container, stream, name, limits)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _named(name: str, limits: DecodeLimits) -> Iterator[None]:
     """Gives the errors of a block their name and their true cause."""
     try:
@@ -123,7 +123,7 @@ def _container(file: BinaryIO, name: str, limits: DecodeLimits) -> av.container.
 
 def _open(file: BinaryIO, name: str, options: dict[str, str]) -> av.container.InputContainer:
     def asked(url: str, flags: int, options: dict[str, str]) -> NoReturn:
-        raise VideoError(f"{name}: asks for another file ({url[:100]}), and only the file itself is read")
+        raise VideoError(f"{name}: asks for another file ({url[:100]!r}), and only the file itself is read")
 
     file.seek(0)
     lists = {"format_whitelist": WHITELIST, "protocol_whitelist": "none"}
@@ -205,7 +205,8 @@ def _refuse_large(stream: av.VideoStream, file: BinaryIO, name: str, limits: Dec
     width, height = context.width, context.height
     if not width * height:
         place = file.tell()
-        with _open(file, name, {"codec_whitelist": "none"}) as container:
+        broken = (av.error.FFmpegError, IndexError)  # what is wrong with it is said when it is decoded
+        with contextlib.suppress(*broken), _open(file, name, {"codec_whitelist": "none"}) as container:
             declared = container.streams[stream.index].codec_context
             width, height = declared.width, declared.height
         file.seek(place)
