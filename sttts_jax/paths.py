@@ -114,5 +114,5 @@ def read_json(path: PathLike) -> Any:
     file = as_path(path)
     try:
         return json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); it is truncated or not a file of this program") from None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.restore import load_params, read_meta
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.train.main import main as train
 from tests.tiny import tiny_config
 
@@ -20,7 +21,7 @@ SETTINGS: dict[str, Any] = {
 
 def _other_method(trained: Path, workdir: Path, method: str) -> None:
     """A workdir of another method: the trained weights without the scorer."""
-    meta, params = read_meta(trained), load_params(trained)
+    meta, params = read_meta(trained), load_params(whole_step(trained))
     del params["vit"]["scorer"]
     config = json.loads(meta["config"])
     config["pruning"]["method"] = method

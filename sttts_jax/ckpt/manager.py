@@ -15,11 +15,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sttts_jax.ckpt import files
-from sttts_jax.ckpt.meta import FormatMismatch, check_config, check_layout
+from sttts_jax.ckpt.meta import check_config, check_layout
 from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, context, load_step, read_step_meta
+from sttts_jax.ckpt.whole import first_line, none_is_whole, problem_everywhere, say_used
 from sttts_jax.distributed import everywhere
 from sttts_jax.paths import PathLike, as_path
 
+_ALL = (PARAMS, OPT, DATA)
 _keep = ocp.training.preservation_policies
 
 
@@ -129,8 +131,9 @@ class Manager:
         return {name: float(metrics[name])}
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
+        self._failed = True
         return CheckpointError(
-            f"saving step {step} to {self.directory} failed ({type(error).__name__}: {error}); "
+            f"saving step {step} to {self.directory} failed ({type(error).__name__}: {first_line(error)}); "
             f"check space and permissions there; whole steps are {self.steps}"
         )
 
@@ -147,13 +150,15 @@ class Manager:
         try:
             response.result()
             if jax.process_index() == 0:
-                files.record_sizes(self.directory, step)
+                files.record_files(self.directory, step)
         except Exception as error:
-            self._failed = True
             raise self._failure(step, error) from error
 
     def close(self) -> None:
-        """Waits for the save that goes on, ends the background threads. Raises as `wait`."""
+        """Waits for the save that goes on, ends the background threads. Raises as `wait`.
+
+        Nothing is left of a save that failed.
+        """
         try:
             self.wait()
         finally:
@@ -167,6 +172,8 @@ class Manager:
         except Exception:
             if not self._failed:  # Orbax raises a failure again that was raised already
                 raise
+        if self._failed and jax.process_index() == 0:
+            _remove_unfinished(self.directory)
 
     def _orbax(self) -> ocp.training.Checkpointer:
         """Made late: broken steps are out of the way by then, and evaluation never needs it."""
@@ -189,26 +196,23 @@ class Manager:
         """The newest step that can be read, None when nothing was ever saved.
 
         params, opt: abstract trees with the shardings of this run's mesh (`sharding.abstract_state`). data: the
-        iterator. A step with missing, short or unreadable files is named in a warning and moved to DIR/broken; the
+        iterator. A step with missing, changed or unreadable files is named in a warning and moved to DIR/broken; the
         one before is tried.
 
         Raises ConfigMismatch (another config), FormatMismatch, TreeMismatch (another model), ValueError (another data
         layout): none of them is a reason to go back a step. CheckpointError when steps exist but none can be read.
         """
-        root, broken = self.directory, dict[int, str]()
+        broken = dict[int, str]()
         for step in reversed(self.steps):
             found, problem = self._try(step, params, opt, data, config, layout)
             everyone = everywhere(found is not None)
             if found is not None and everyone:
+                say_used(files.step_directory(self.directory, step), broken)
                 self._set_aside(broken)
                 return found
             broken[step] = problem or "another process could not read it"
-            logging.warning("checkpoint step %d in %s is broken: %s; trying the step before", step, root, broken[step])
         if broken:
-            listed = "; ".join(f"step {step}: {problem}" for step, problem in broken.items())
-            raise CheckpointError(
-                f"no step in {root} can be read ({listed}); restore the files or start in another directory"
-            )
+            raise CheckpointError(none_is_whole(self.directory, broken))
         return None
 
     def _try(
@@ -216,23 +220,23 @@ class Manager:
     ) -> tuple[Restored | None, str]:
         """(what was read, '') or (None, why not)."""
         path = files.step_directory(self.directory, step)
-        problem = files.problem_of(self.directory, step)
+        # In a load of several processes the one that meets damage would leave the others waiting: they look first.
+        alone = jax.process_count() == 1
+        problem = problem_everywhere(path, () if alone else _ALL)
         if problem:
             return None, problem
-        try:
-            meta = read_step_meta(path)
-        except FormatMismatch:
-            raise
-        except Exception as error:
-            return None, _sentence(error)
+        meta = read_step_meta(path)
         check_config(meta, config)
         check_layout(meta, layout)
         try:
             loaded = load_step(path, params, opt, data)
         except TreeMismatch:
             raise
-        except Exception as error:
-            return None, _sentence(error)
+        except Exception:  # of damaged bytes, or of anything else, such as memory: the bytes tell
+            problem = problem_everywhere(path, _ALL) if alone else ""
+            if not problem:
+                raise
+            return None, problem
         return Restored(step, *loaded, meta), ""
 
     def _set_aside(self, broken: Mapping[int, str]) -> None:
@@ -249,12 +253,6 @@ def _best(name: str) -> Any:
     return _keep.BestN(
         get_metric_fn=lambda metrics: metrics.get(name, lowest), n=1, keep_checkpoints_without_metrics=False
     )
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of an error, cut: Orbax and TensorStore print pages."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300] if text else 'no message'}"
 
 
 def _remove_unfinished(directory: Any) -> None:

@@ -8,6 +8,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from sttts_jax.ckpt.checksums import add_to_orbax
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import check_version
 from sttts_jax.paths import PathLike, as_path, read_json
@@ -21,7 +22,8 @@ class TreeMismatch(ValueError):
 
 
 def context() -> ocp.Context:
-    """Orbax settings shared by reads and writes: `meta` is one readable JSON file."""
+    """Orbax settings shared by reads and writes: `meta` is one readable JSON file, arrays carry checksums."""
+    add_to_orbax()
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=META)
     result = ocp.Context()
@@ -80,20 +82,19 @@ def _placed(abstract: Any) -> Any:
     return jax.tree.map(place, abstract)
 
 
-def load_params(directory: PathLike, abstract: Any = None) -> Any:
-    """The parameters alone, for evaluation. DIR as in `read_meta`.
+def load_params(step_path: epath.Path, abstract: Any = None) -> Any:
+    """The parameters alone, for evaluation, of a step directory (`ckpt.whole.whole_step` finds it).
 
     abstract: a tree of jax.ShapeDtypeStruct, with shardings for a mesh, with another float dtype to cast; None: as
     saved. Leaves without a sharding come to the first local device, whatever the devices were that wrote them.
     Raises TreeMismatch with a table of leaf, expected, got.
     """
-    path = resolve_step(directory)
     if abstract is None:
-        abstract = read_tree(path, PARAMS)
+        abstract = read_tree(step_path, PARAMS)
     else:
-        check_tree(path, PARAMS, abstract, cast=True)
+        check_tree(step_path, PARAMS, abstract, cast=True)
     with context():
-        return ocp.load_checkpointables(path, {PARAMS: _placed(abstract)})[PARAMS]
+        return ocp.load_checkpointables(step_path, {PARAMS: _placed(abstract)})[PARAMS]
 
 
 def load_known_params(

@@ -21,8 +21,10 @@ from etils import epath
 from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
+from sttts_jax.ckpt.checksums import CRC32C
+from sttts_jax.ckpt.ocdbt import base_store
 from sttts_jax.ckpt.restore import META, PARAMS, context
-from sttts_jax.paths import PathLike, as_path, is_local
+from sttts_jax.paths import PathLike, as_path
 
 CHUNK_BYTES = 32 * 2**20  # at most, of what is written or read at once
 WHOLE_BYTES = 4 * 2**20  # leaves up to this size are one chunk
@@ -57,15 +59,14 @@ def create_leaf(
     return _create(_store(as_path(step_path) / PARAMS, name), shape, dtype, chunk)
 
 
-def open_leaf(step_path: PathLike, name: str) -> ts.TensorStore:
+def open_leaf(step_path: PathLike, name: str, part: str = PARAMS) -> ts.TensorStore:
     """A leaf to read slices of."""
-    return ts.open({"driver": "zarr3", "kvstore": _store(as_path(step_path) / PARAMS, name)}, open=True).result()
+    return ts.open({"driver": "zarr3", "kvstore": _store(as_path(step_path) / part, name)}, open=True).result()
 
 
 def _store(folder: epath.Path, name: str) -> dict[str, Any]:
     """Where Orbax keeps a leaf."""
-    base = {"driver": "file", "path": f"{folder}/"} if is_local(folder) else f"{folder}/"
-    return {"driver": "ocdbt", "base": base, "path": name.replace("/", ".")}
+    return {"driver": "ocdbt", "base": base_store(folder), "path": name.replace("/", ".")}
 
 
 def _create(kvstore: dict[str, Any], shape: Sequence[int], dtype: Any, chunk: Sequence[int]) -> ts.TensorStore:
@@ -78,7 +79,7 @@ def _create(kvstore: dict[str, Any], shape: Sequence[int], dtype: Any, chunk: Se
             "shape": list(shape),
             "data_type": np.dtype(dtype).name,
             "chunk_grid": grid,
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, CRC32C],
         },
         # Orbax takes a chunk that is not there for a damaged file, zeros or not.
         "store_data_equal_to_fill_value": True,

@@ -3,7 +3,9 @@ side files (configs, tokenizer, templates) that go along byte for byte.
 """
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import signal
 import uuid
@@ -17,6 +19,7 @@ from sttts_jax.paths import PathLike, as_path, is_local
 
 SIDE_SUFFIXES = (".json", ".txt", ".jinja")
 CONFIG = "config.json"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 SLACK = 2**24  # bytes of side files and of what the file system needs itself
 
 
@@ -47,13 +50,14 @@ def check_room(target: PathLike, nbytes: int) -> None:
 def whole_directory(path: PathLike) -> Iterator[epath.Path]:
     """A temporary neighbour to write into, renamed to `path` when the block ends, removed when it raises.
 
-    A SIGTERM that would end the process on the spot ends it by way of this removal. Raises as `check_target`.
+    A SIGTERM that would end the process on the spot ends it by way of this removal. Raises as `check_target`, and
+    ValueError where the disk is full or read-only.
     """
     check_target(path)
     target = as_path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    with _unwound_by_sigterm():
+    with _unwound_by_sigterm(), _disk_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
             yield temporary
@@ -61,6 +65,26 @@ def whole_directory(path: PathLike) -> Iterator[epath.Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def _disk_named(target: epath.Path) -> Iterator[None]:
+    """One sentence for whatever a full or read-only disk makes Python, Orbax and TensorStore raise."""
+    try:
+        yield
+    except Exception as error:
+        cause = _disk_cause(error)
+        if not cause:
+            raise
+        raise ValueError(
+            f"{target} cannot be written ({cause}); nothing of it is left: free space there, or name another place"
+        ) from error
+
+
+def _disk_cause(error: Exception) -> str:
+    told = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore raises ValueError
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else 0
+    return os.strerror(number) if number in DISK_ERRORS else ""
 
 
 def _take_place(directory: epath.Path, target: epath.Path) -> None:

@@ -153,7 +153,7 @@ class _LeafReader:
     def _blocks(self, piece: Piece) -> Iterator[np.ndarray]:
         leaf = self._open(piece.leaf)
         row = math.prod(piece.stored[1:]) * leaf.dtype.numpy_dtype.itemsize
-        blocks = row_blocks(piece.stored[0], max(CHUNK_BYTES // row, 1))
+        blocks = row_blocks(0, piece.stored[0], max(CHUNK_BYTES // row, 1))
         if is_table(piece):
             yield from (read_slice(leaf, (rows,)) for rows in blocks)
         else:

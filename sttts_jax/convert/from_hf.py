@@ -96,7 +96,7 @@ def _write(
     steps = workdir.checkpoints
     steps.mkdir()
     write_plan(plan, files.step_directory(steps, 0), meta)
-    files.record_sizes(steps, 0)
+    files.record_files(steps, 0)
     tokenizer.save(workdir.tokenizer)
     if kept:
         copy_files(kept, workdir.hf_files)

@@ -4,6 +4,7 @@ plan = plan_molmo2(directory)            # or plan_backbones(vision, llm); reads
 write_plan(plan, step_directory, meta)
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,15 @@ from sttts_jax.convert.molmo2_config import vlm_config
 from sttts_jax.convert.piece import Piece, compare, leaf_shapes
 from sttts_jax.convert.safetensors_files import StoredTensor, list_tensors, numpy_dtype, read_tensor
 from sttts_jax.convert.scorer import check_width, find_scorer, holds_scorer, scorer_names
-from sttts_jax.convert.table import Style, ignored_siglip, pieces, qwen3_pieces, scorer_pieces, siglip_pieces
+from sttts_jax.convert.table import (
+    Style,
+    first_rows,
+    ignored_siglip,
+    pieces,
+    qwen3_pieces,
+    scorer_pieces,
+    siglip_pieces,
+)
 from sttts_jax.convert.tied import with_tying
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.vit import SCORER_LEAVES
@@ -113,9 +122,10 @@ def plan_molmo2(
     inside = scorer is None and holds_scorer(listing)
     if inside:
         check_width(cfg.vit, listing, directory)
-    cfg = with_tying(cfg, listing, lambda c: pieces(c, style, inside), style == "training")
+    cut = first_rows(cfg, style, listing)
+    cfg = with_tying(cfg, listing, lambda c: pieces(c, style, inside, cut), style == "training")
     ignored = [] if inside else scorer_names(listing)
-    files = [MappedFiles(compare(pieces(cfg, style, inside), listing, ignored), listing)]
+    files = [MappedFiles(compare(pieces(cfg, style, inside, cut), listing, ignored), listing)]
     if not inside:
         files += _scorer(cfg, directory if scorer is None else scorer, needed=scorer is not None)
     return _plan(cfg, files, scorer == FRESH, dtype, seed)
@@ -222,25 +232,23 @@ def _write_leaf(
 
 
 def _parts_of(piece: Piece, tensor: StoredTensor, rows: int) -> Iterator[tuple[tuple, np.ndarray]]:
-    """(index in the leaf, array): of a table blocks of `rows` rows, else the whole piece."""
+    """(index in the leaf, array): of a table blocks that end where chunks of `rows` rows do, else the whole piece."""
     if not is_table(piece):
         yield piece.index, piece.load(read_tensor(tensor, piece.rows))
         return
-    for block in row_blocks(piece.shape[0], rows):
-        yield (block,), read_tensor(tensor, stored_rows(piece, block))
+    first = piece.index[0].start if piece.index else 0
+    stored = (0 if piece.rows is None else piece.rows.start) - first
+    for block in row_blocks(first, first + piece.shape[0], rows):
+        yield (block,), read_tensor(tensor, slice(stored + block.start, stored + block.stop))
 
 
 def is_table(piece: Piece) -> bool:
     """Whether rows of the leaf are rows of the tensor, so that it goes block by block."""
-    return piece.index == () and piece.order == (0, 1) and piece.shape == piece.stored
+    by_rows = piece.index == () or (len(piece.index) == 1 and isinstance(piece.index[0], slice))
+    return by_rows and piece.order == (0, 1) and piece.shape == piece.stored
 
 
-def row_blocks(rows: int, size: int) -> list[slice]:
-    """The rows in blocks of `size`."""
-    return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
-
-
-def stored_rows(piece: Piece, rows: slice) -> slice:
-    """Rows of the leaf as rows of the tensor."""
-    first = 0 if piece.rows is None else piece.rows.start
-    return slice(first + rows.start, first + rows.stop)
+def row_blocks(first: int, end: int, size: int) -> list[slice]:
+    """The rows from `first` on, cut at multiples of `size`."""
+    cuts = [first, *range((first // size + 1) * size, end, size), end]
+    return [slice(start, stop) for start, stop in itertools.pairwise(cuts) if start < stop]

@@ -56,10 +56,23 @@ def plain(leaf: str, index: Index, tensor: str, shape: Shape, stored: Shape | No
     return Piece(leaf, index, tensor, None, shape, shape, tuple(range(len(shape))), stored)
 
 
-def rows_of(leaf: str, tensor: str, shape: tuple[int, int], first: int | None = None, copy: bool = False) -> Piece:
-    """A table [rows, E]; `first`: its place among the rows of a tensor that holds more."""
-    rows = None if first is None else slice(first, first + shape[0])
-    return Piece(leaf, (), tensor, rows, shape, shape, (0, 1), shape, copy)
+def rows_of(leaf: str, tensor: str, shape: tuple[int, int], copy: bool = False) -> Piece:
+    """A table [rows, E], alone in its tensor."""
+    return Piece(leaf, (), tensor, None, shape, shape, (0, 1), shape, copy)
+
+
+def part_of_rows(
+    leaf: str, leaf_span: tuple[int, int], tensor: str, tensor_span: tuple[int, int], rows: slice, width: int
+) -> Piece:
+    """`rows` of a table [rows, width], of which leaf and tensor hold the spans (first, end)."""
+    shape = (rows.stop - rows.start, width)
+    index = () if shape[0] == leaf_span[1] - leaf_span[0] else (_shifted(rows, leaf_span[0]),)
+    place = None if shape[0] == tensor_span[1] - tensor_span[0] else _shifted(rows, tensor_span[0])
+    return Piece(leaf, index, tensor, place, shape, shape, (0, 1), shape)
+
+
+def _shifted(rows: slice, first: int) -> slice:
+    return slice(rows.start - first, rows.stop - first)
 
 
 def linear(leaf: str, index: Index, tensor: str, inputs: Shape, outputs: Shape, first: int | None = None) -> Piece:
@@ -102,7 +115,7 @@ def leaf_shapes(pieces: Iterable[Piece]) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for piece in pieces:
         rest = list(piece.shape)
-        lead = [rest.pop(0) if isinstance(x, slice) else x + 1 for x in piece.index]
+        lead = [max(rest.pop(0), x.stop or 0) if isinstance(x, slice) else x + 1 for x in piece.index]
         shape = (*lead, *rest)
         shapes[piece.leaf] = tuple(map(max, shapes.get(piece.leaf, shape), shape))
     return shapes

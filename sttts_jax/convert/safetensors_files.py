@@ -14,6 +14,7 @@ import json
 import math
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ _NUMPY: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": 
 FLOATS = tuple(_NUMPY)  # dtypes that parameters are read from and written as
 _SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4}
 _SIZES |= {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
-_MAX_HEADER = 100_000_000
+_MAX_HEADER = 32 * 2**20  # bytes; the largest models have some 10,000 tensors a file, of 100 bytes each
+_MAX_AXES = 32
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -82,6 +84,7 @@ def numpy_dtype(name: str) -> np.dtype:
 def list_tensors(path: PathLike) -> dict[str, StoredTensor]:
     """{name: where it is} of a checkpoint directory, or of one .safetensors file. Reads headers only.
 
+    A tensor that a header's metadata names as another one, which is how a tied head is stored once, is that one.
     Raises FileNotFoundError when there is no checkpoint, BadFile with one sentence when one cannot be whole.
     """
     root = as_path(path)
@@ -90,14 +93,14 @@ def list_tensors(path: PathLike) -> dict[str, StoredTensor]:
     if not root.is_dir():
         if root.suffix != ".safetensors":
             raise BadFile(f"{root.name} is not read: only .safetensors files are, because others can run code")
-        return _list_file(root)
+        return _with_tied(*_list_file(root))
     single, index = root / SINGLE, root / INDEX
     if single.exists() and index.exists():
         raise BadFile(f"{root} holds both {SINGLE} and {INDEX}; remove the one that is out of date")
     if index.exists():
         return _list_index(root)
     if single.exists():
-        return _list_file(single)
+        return _with_tied(*_list_file(single))
     pickles = sorted(file.name for file in root.iterdir() if file.suffix in _PICKLES)
     if pickles:
         raise BadFile(f"{root} holds {pickles[0]}, which can run code when read; save the model as safetensors first")
@@ -110,17 +113,24 @@ def _list_index(root: epath.Path) -> dict[str, StoredTensor]:
     if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
         raise BadFile(f"{root / INDEX} has no weight_map of tensor names to files")
     found: dict[str, StoredTensor] = {}
+    tied: dict[str, str] = {}
     for shard in sorted(set(places.values())):
-        tensors = _list_shard(root, shard)
+        tensors, others = _list_shard(root, shard)
         _check_places(tensors, shard, places, found)
         found |= tensors
+        tied |= others
     missing = next((name for name in places if name not in found), None)
     if missing is not None:
         raise BadFile(f"{INDEX} says that {missing} is in {places[missing]}, but it is not")
-    return found
+    return _with_tied(found, tied)
 
 
-def _list_shard(root: epath.Path, shard: str) -> dict[str, StoredTensor]:
+def _with_tied(found: dict[str, StoredTensor], tied: dict[str, str]) -> dict[str, StoredTensor]:
+    """The tensors, and those that are stored as another of them; a header's metadata holds other notes as well."""
+    return found | {name: found[kept] for name, kept in tied.items() if kept in found and name not in found}
+
+
+def _list_shard(root: epath.Path, shard: str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
         raise BadFile(f"{root / INDEX} names the file {shard!r}; only .safetensors files beside it are read")
     if not (root / shard).exists():
@@ -140,58 +150,77 @@ def _check_places(names: Iterable[str], shard: str, places: dict[str, str], foun
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise BadFile(f"{next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    if len(dict(pairs)) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise BadFile(f"'{_shown(next(key for key, count in counts.items() if count > 1))}' occurs twice")
     return dict(pairs)
 
 
 def _read_header(file: epath.Path) -> tuple[dict[str, Any], int, int]:
     """(entries, where their bytes begin, size of the file)."""
     size = file.stat().length
+    if size < 8:  # of a pipe as well, which would be waited for
+        raise BadFile(f"{file} is no whole safetensors file: it has {size} bytes")
     with file.open("rb") as handle:
-        first = handle.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
-        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        length = struct.unpack("<Q", handle.read(8))[0]
+        if not 2 <= length <= size - 8:
             raise BadFile(f"{file} is no whole safetensors file: its header would have {length} of {size} bytes")
+        if length > _MAX_HEADER:
+            raise BadFile(f"{file} has a header of {length} bytes, more than {_MAX_HEADER}; save it in more files")
         text = handle.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except BadFile as error:
         raise BadFile(f"{file} has a header in which {error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadFile(f"{file} has a header that is not JSON; the file is damaged") from None
     if not isinstance(header, dict):
         raise BadFile(f"{file} has a header that is not a table of tensors; the file is damaged")
-    header.pop("__metadata__", None)
     return header, 8 + length, size
 
 
-def _list_file(file: epath.Path) -> dict[str, StoredTensor]:
+def _list_file(file: epath.Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """(tensors, {name: the tensor that it is stored as, or any other note})."""
     header, base, size = _read_header(file)
+    notes = header.pop("__metadata__", None)
+    notes = notes if isinstance(notes, dict) else {}
     found = {name: _entry(file, name, entry, base) for name, entry in header.items()}
     place = base
     for name, tensor in sorted(found.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != place:
-            raise BadFile(f"{file}: the bytes of {name} do not follow those of the tensor before; the file is damaged")
+            raise BadFile(
+                f"{file}: the bytes of {_shown(name)} do not follow those of the tensor before; the file is damaged"
+            )
         place = tensor.end
     if place != size:
         verb = "ends early" if size < place else "is too long"
         raise BadFile(f"{file} {verb}: {size} bytes where its header describes {place}; download it again")
-    return found
+    return found, {name: note for name, note in notes.items() if isinstance(note, str)}
 
 
 def _entry(file: epath.Path, name: str, entry: Any, base: int) -> StoredTensor:
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise BadFile(f"{file}: {name} lacks dtype, shape or data_offsets; the file is damaged") from None
-    if dtype not in _SIZES:
-        raise BadFile(f"{file}: {name} has the dtype {dtype}, which is not known; save it as F32, BF16 or F16")
-    whole = isinstance(shape, list) and all(type(x) is int and x >= 0 for x in (*shape, start, end))
+        raise BadFile(f"{file}: {_shown(name)} lacks dtype, shape or data_offsets; the file is damaged") from None
+    if not isinstance(dtype, str) or dtype not in _SIZES:
+        raise BadFile(
+            f"{file}: {_shown(name)} has the dtype {_shown(dtype)}, which is not known; save it as F32, BF16 or F16"
+        )
+    whole = isinstance(shape, list) and len(shape) <= _MAX_AXES
+    whole = whole and all(type(x) is int and 0 <= x < 2**63 for x in (*shape, start, end))
     if not whole or end - start != math.prod(shape) * _SIZES[dtype]:
-        raise BadFile(f"{file}: {name} is {dtype}{shape}, which does not take bytes {start} to {end}; it is damaged")
+        raise BadFile(
+            f"{file}: {_shown(name)} is {dtype}{_shown(shape)}, which does not take bytes {_shown(start)} to "
+            f"{_shown(end)}; it is damaged"
+        )
     return StoredTensor(dtype, tuple(shape), file, base + start, base + end)
+
+
+def _shown(value: Any) -> str:
+    """Whatever a header holds, short and on one line."""
+    text = repr(str(value)[:200])[1:-1]
+    return text if len(text) < 200 else f"{text[:200]}.."
 
 
 def read_tensor(tensor: StoredTensor, rows: slice | None = None) -> np.ndarray:

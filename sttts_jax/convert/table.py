@@ -10,17 +10,19 @@ Every element of every leaf is covered once, and every tensor is used once; copi
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from sttts_jax.convert import text, vision
 from sttts_jax.convert.piece import Piece
+from sttts_jax.convert.safetensors_files import StoredTensor
 from sttts_jax.models.config import LlmConfig, VitConfig, VlmConfig
 
 Style = Literal["hub", "native", "training"]
 STYLES: tuple[Style, ...] = ("hub", "native", "training")
 
 SCORER = "vision_backbone.image_vit.transformer.temporal_token_scorer."
+_TEXT = {"hub": text.HUB, "native": text.NATIVE, "training": text.TRAINING}
 _VISION = {"hub": "model.vision_backbone.", "training": "vision_backbone."}
 _SIGLIP_PREFIXES = ("vision_model.", "vision_tower.vision_model.", "vision_tower.", "")
 _TEXT_PREFIXES = ("model.", "")
@@ -34,19 +36,23 @@ def as_style(name: str) -> Style:
     raise ValueError(f"no checkpoint style is called {name!r}; use one of {', '.join(STYLES)}")
 
 
-def pieces(cfg: VlmConfig, style: Style, scorer: bool) -> list[Piece]:
-    """The table of `models.vlm.Vlm`. Raises ValueError for an unknown style."""
-    return list(_molmo2(cfg, as_style(style), scorer))
+def pieces(cfg: VlmConfig, style: Style, scorer: bool, first_rows: int | None = None) -> list[Piece]:
+    """The table of `models.vlm.Vlm`; `first_rows` as of `text.text_pieces`. Raises ValueError for an unknown style."""
+    return list(_molmo2(cfg, as_style(style), scorer, first_rows))
 
 
-def _molmo2(cfg: VlmConfig, style: Style, scorer: bool) -> Iterator[Piece]:
+def first_rows(cfg: VlmConfig, style: Style, listing: Mapping[str, StoredTensor]) -> int | None:
+    """Where the files cut the embedding, see `text.first_rows`."""
+    return text.first_rows(cfg.llm, _TEXT[style], listing)
+
+
+def _molmo2(cfg: VlmConfig, style: Style, scorer: bool, first_rows: int | None) -> Iterator[Piece]:
+    yield from text.text_pieces(cfg.llm, _TEXT[style], first_rows)
     if style == "native":
-        yield from text.text_pieces(cfg.llm, text.NATIVE)
         yield from vision.vision_pieces(cfg.vit, vision.NATIVE, "model.vision_tower.")
         yield from vision.connector_pieces(cfg, vision.NATIVE_CONNECTOR, "model.multi_modal_projector.")
     else:
         prefix = _VISION[style]
-        yield from text.text_pieces(cfg.llm, text.HUB if style == "hub" else text.TRAINING)
         yield from vision.vision_pieces(cfg.vit, vision.HUB, f"{prefix}image_vit.")
         yield from vision.connector_pieces(cfg, vision.HUB_CONNECTOR, prefix)
     if scorer:  # transformers has no place for it; its names are the training code's in every style

@@ -1,9 +1,10 @@
 """Tensors of the language model: Molmo2 in three spellings, Qwen3 and Olmo3."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sttts_jax.convert.piece import Piece, fused, linear, plain, rows_of
+from sttts_jax.convert.piece import Piece, fused, linear, part_of_rows, plain, rows_of
+from sttts_jax.convert.safetensors_files import StoredTensor
 from sttts_jax.models.config import LlmConfig
 
 
@@ -86,9 +87,9 @@ def transformers_names(prefix: str, new_embedding: str | None, norms: tuple[str,
 NATIVE = transformers_names("model.language_model.", None, ("input_layernorm", "post_attention_layernorm"))
 
 
-def text_pieces(cfg: LlmConfig, names: TextNames) -> Iterator[Piece]:
-    """The table of `models.llm.Llm`."""
-    yield from _tables(cfg, names)
+def text_pieces(cfg: LlmConfig, names: TextNames, first_rows: int | None = None) -> Iterator[Piece]:
+    """The table of `models.llm.Llm`; `first_rows` of the embedding lie in `names.embedding` (None: the base ones)."""
+    yield from _tables(cfg, names, cfg.vocab if first_rows is None else first_rows)
     for i in range(cfg.layers):
         yield from _block(cfg, names, i)
     yield plain("llm/final_norm", (), names.final_norm, (cfg.width,))
@@ -99,14 +100,28 @@ def text_pieces(cfg: LlmConfig, names: TextNames) -> Iterator[Piece]:
         yield rows_of("llm/embedding", names.head, head, copy=True)
 
 
-def _tables(cfg: LlmConfig, names: TextNames) -> Iterator[Piece]:
-    base, extra = (cfg.vocab, cfg.width), (cfg.extra_vocab, cfg.width)
-    below = names.new_embedding is None and cfg.extra_vocab > 0
-    yield rows_of("llm/embedding", names.embedding, base, 0 if below else None)
-    if below:
-        yield rows_of("llm/new_embedding", names.embedding, extra, cfg.vocab)
-    elif names.new_embedding and cfg.extra_vocab:
-        yield rows_of("llm/new_embedding", names.new_embedding, extra)
+def first_rows(cfg: LlmConfig, names: TextNames, listing: Mapping[str, StoredTensor]) -> int | None:
+    """Rows in the first of two tensors that hold the embedding together, None for the base ones.
+
+    transformers cuts the table into halves where it saves the names of the hub, and puts them together again.
+    """
+    parts = [listing[name].shape for name in (names.embedding, names.new_embedding) if name in listing]
+    if len(parts) < 2 or not all(parts) or sum(shape[0] for shape in parts) != cfg.vocab + cfg.extra_vocab:
+        return None
+    return parts[0][0]
+
+
+def _tables(cfg: LlmConfig, names: TextNames, first: int) -> Iterator[Piece]:
+    """The rows of both leaves, one below the other, are those of one tensor or of two."""
+    total = cfg.vocab + (cfg.extra_vocab if names.new_embedding != "" else 0)
+    tensors = [(names.embedding, 0, total)]
+    if names.new_embedding:
+        tensors = [(names.embedding, 0, first), (names.new_embedding, first, total)]
+    for leaf, begin, end in (("llm/embedding", 0, cfg.vocab), ("llm/new_embedding", cfg.vocab, total)):
+        for tensor, top, bottom in tensors:
+            rows = slice(max(begin, top), min(end, bottom))
+            if rows.start < rows.stop:
+                yield part_of_rows(leaf, (begin, end), tensor, (top, bottom), rows, cfg.width)
 
 
 def _block(cfg: LlmConfig, names: TextNames, i: int) -> Iterator[Piece]:

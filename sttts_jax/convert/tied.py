@@ -26,27 +26,31 @@ def with_tying(
     head = next(piece for piece in table(untied) if piece.leaf == "llm/head")
     if head.tensor not in listing:
         return tied if absent_is_tied else cfg
-    copies = [piece for piece in table(tied) if piece.copy]
-    base = next(piece for piece in table(tied) if piece.leaf == "llm/embedding" and not piece.copy)
-    if not copies or base.tensor not in listing:
+    bases = [piece for piece in table(tied) if piece.leaf == "llm/embedding" and not piece.copy]
+    copied = any(piece.copy for piece in table(tied))
+    if not copied or not all(base.tensor in listing for base in bases):
         return untied
-    return tied if _equal(listing[head.tensor], listing[base.tensor], cfg.llm.vocab) else untied
+    same = listing[head.tensor].shape == head.stored and all(_equal(listing[head.tensor], listing, b) for b in bases)
+    return tied if same else untied
 
 
 def _tied(cfg: VlmConfig, tied: bool) -> VlmConfig:
     return dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, tied=tied))
 
 
-def _equal(head: StoredTensor, embedding: StoredTensor, rows: int) -> bool:
-    """Whether the first rows are the same bytes; ends at the first block that differs."""
-    if head.dtype != embedding.dtype or len(head.shape) != 2 or head.shape[1:] != embedding.shape[1:]:
+def _equal(head: StoredTensor, listing: Mapping[str, StoredTensor], base: Piece) -> bool:
+    """Whether a piece of the embedding has the bytes of its rows of the head; ends at the first block that differs."""
+    embedding, first = listing[base.tensor], base.index[0].start if base.index else 0
+    shift = (base.rows.start if base.rows else 0) - first
+    if head.dtype != embedding.dtype or len(embedding.shape) != 2 or head.shape[1] != embedding.shape[1]:
         return False
-    if head.shape[0] != rows or embedding.shape[0] < rows:
+    if embedding.shape[0] < first + base.shape[0] + shift:
         return False
     size = max(BLOCK_BYTES // (4 * head.shape[1]), 1)
-    for first in range(0, rows, size):
-        block = slice(first, min(first + size, rows))
-        one, other = (read_tensor(tensor, block).view(np.uint8) for tensor in (head, embedding))
+    for start in range(first, first + base.shape[0], size):
+        end = min(start + size, first + base.shape[0])
+        one = read_tensor(head, slice(start, end)).view(np.uint8)
+        other = read_tensor(embedding, slice(start + shift, end + shift)).view(np.uint8)
         if not np.array_equal(one, other):
             return False
     return True

@@ -7,7 +7,8 @@ from etils import epath
 
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
-from sttts_jax.ckpt.restore import read_meta
+from sttts_jax.ckpt.restore import read_step_meta
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.convert.conversion import Conversion
 from sttts_jax.convert.disk import (
@@ -56,8 +57,8 @@ def convert_to_hf(
     check_target(target)
     if shard_gb <= 0:
         raise ValueError(f"shard_gb {shard_gb} must be positive")
-    step = resolve_step(source)
-    saved = saved_config(read_meta(step))
+    step = whole_step(source)
+    saved = saved_config(read_step_meta(step))
     vlm, workdir = RunConfig.build(saved).vlm, Workdir.of_step(step)
     side = side_folder(workdir, saved)
     base = None if side is None else read_json(side / CONFIG)
@@ -94,7 +95,7 @@ def side_folder(workdir: Workdir, config: dict[str, Any]) -> epath.Path | None:
             step = resolve_step(as_path(before))
         except FileNotFoundError:
             return None
-        workdir, config = Workdir.of_step(step), saved_config(read_meta(step))
+        workdir, config = Workdir.of_step(step), saved_config(read_step_meta(step))
     return None
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from sttts_jax.ckpt.content import content_digest
-from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import fresh_leaves, saved_config
-from sttts_jax.ckpt.restore import PARAMS, load_params, read_meta
+from sttts_jax.ckpt.restore import PARAMS, load_params, read_step_meta
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.compile_cache import use_compile_cache
 from sttts_jax.data.tokenizer import Tokenizer
@@ -56,8 +56,8 @@ def read_checkpoint(directory: PathLike, method: str | None = None) -> Checkpoin
     is damaged, its tokenizer is missing, or the method is unknown or needs a scorer that is not there.
     """
     set_tpu_flags()
-    step = resolve_step(directory)
-    meta = read_meta(step)
+    step = whole_step(directory)
+    meta = read_step_meta(step)
     raw = saved_config(meta)
     config, workdir = RunConfig.build(raw), Workdir.of_step(step)
     use_compile_cache(config.compile_cache)

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import load_known_params, read_step_meta
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.paths import PathLike
 from sttts_jax.text_table import text_table
@@ -30,7 +30,7 @@ def state_from(init_from: PathLike, plan: Blueprint, seed: int) -> tuple[TrainSt
     without a checkpoint, TreeMismatch with a table when other parameters differ, ValueError when sizes do that no array
     shows.
     """
-    step = resolve_step(init_from)
+    step = whole_step(init_from)
     loaded, lacking = load_known_params(step, plan.abstract.params, ADDED)
     _check_sizes(init_from, saved_config(read_step_meta(step)), plan.model.cfg)
     leaves = loaded | _fresh_leaves(plan, seed, lacking)

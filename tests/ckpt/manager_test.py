@@ -22,6 +22,7 @@ from sttts_jax.ckpt import files
 from sttts_jax.ckpt.manager import CheckpointConfig, CheckpointError, Manager
 from sttts_jax.ckpt.meta import ConfigMismatch, FormatMismatch, build_meta, check_config
 from sttts_jax.ckpt.restore import TreeMismatch, load_params, read_meta
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
 
@@ -175,7 +176,7 @@ def test_donating_the_state_after_save_does_not_change_the_file(tmp_path: Path) 
         big = wipe(big)
     jax.block_until_ready(big)
     manager.close()
-    np.testing.assert_array_equal(load_params(tmp_path)["w"], np.arange(4.0e5, dtype=np.float32))
+    np.testing.assert_array_equal(load_params(whole_step(tmp_path))["w"], np.arange(4.0e5, dtype=np.float32))
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
@@ -206,7 +207,8 @@ def test_truncating_any_file_of_the_newest_step_falls_back(tmp_path: Path, caplo
         os.truncate(victim, victim.stat().st_size // 2)
         caplog.clear()
         assert restore(directory).step == 2, kind
-        assert "checkpoint step 4" in caplog.text and "is broken" in caplog.text
+        assert "checkpoint step 4" in caplog.text and "is damaged" in caplog.text
+        assert "step 2 is used in its place" in caplog.text
         assert files.list_steps(directory) == [2] and (directory / "broken" / "4.1").is_dir()
 
 
@@ -323,6 +325,7 @@ def test_failed_save_surfaces_at_a_later_check(tmp_path: Path) -> None:
             jax.block_until_ready(jnp.ones(1000).sum())
         manager.wait()
     manager.close()
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
     assert restore(tmp_path).step == 2
 
 

@@ -12,6 +12,7 @@ from sttts_jax.ckpt import files
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta, saved_config
 from sttts_jax.ckpt.restore import TreeMismatch, load_known_params, load_params, read_meta, read_tree
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.cli import inspect
 from sttts_jax.mesh import make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
@@ -36,11 +37,11 @@ def _workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/2"])
 def test_any_level_of_the_directory_works(workdir: Path, place: str) -> None:
     assert read_meta(workdir / place)["step"] == 2
-    np.testing.assert_array_equal(load_params(workdir / place)["vit"]["w"], np.arange(16.0) * 2)
+    np.testing.assert_array_equal(load_params(whole_step(workdir / place))["vit"]["w"], np.arange(16.0) * 2)
 
 
 def test_an_older_step(workdir: Path) -> None:
-    np.testing.assert_array_equal(load_params(workdir / "checkpoints" / "1")["vit"]["w"], np.arange(16.0))
+    np.testing.assert_array_equal(load_params(whole_step(workdir / "checkpoints" / "1"))["vit"]["w"], np.arange(16.0))
 
 
 def test_meta_carries_config_and_counters(workdir: Path) -> None:
@@ -49,7 +50,7 @@ def test_meta_carries_config_and_counters(workdir: Path) -> None:
 
 
 def test_without_a_target_arrays_come_to_one_device(workdir: Path) -> None:
-    loaded = load_params(workdir)
+    loaded = load_params(whole_step(workdir))
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(loaded)} == {1}
 
 
@@ -59,7 +60,7 @@ def test_target_gives_mesh_and_dtype(workdir: Path) -> None:
         "vit": {"w": jax.ShapeDtypeStruct((16,), jnp.bfloat16, sharding=split)},
         "llm": {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)},
     }
-    loaded = load_params(workdir, target)
+    loaded = load_params(whole_step(workdir), target)
     assert loaded["vit"]["w"].dtype == jnp.bfloat16
     assert loaded["vit"]["w"].addressable_shards[0].data.shape == (8,)
     np.testing.assert_array_equal(loaded["vit"]["w"].astype(np.float32), np.arange(16.0) * 2)
@@ -68,7 +69,7 @@ def test_target_gives_mesh_and_dtype(workdir: Path) -> None:
 def test_wrong_target_gives_a_table(workdir: Path) -> None:
     target = {"vit": {"w": jax.ShapeDtypeStruct((17,), jnp.float32)}, "scorer": jax.ShapeDtypeStruct((1,), jnp.float32)}
     with pytest.raises(TreeMismatch) as error:
-        load_params(workdir, target)
+        load_params(whole_step(workdir), target)
     rows = {line.split()[0]: line.split()[1:] for line in str(error.value).splitlines()[2:]}
     assert rows["vit/w"] == ["float32[17]", "float32[16]"] or "[17]" in str(error.value)
     assert "scorer" in rows and "llm/w" in rows
@@ -96,7 +97,7 @@ def test_leaves_that_may_be_missing_are_named_and_the_rest_is_loaded(workdir: Pa
 
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
-        load_params(tmp_path)
+        load_params(whole_step(tmp_path))
 
 
 def test_evaluation_passes_over_a_short_step_and_moves_nothing(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_evaluation_passes_over_a_short_step_and_moves_nothing(tmp_path: Path) -
     manager.close()
     next((tmp_path / "2" / "params" / "d").iterdir()).write_bytes(b"")
     assert read_meta(tmp_path)["step"] == 1
-    assert float(load_params(tmp_path)["w"][0]) == 1
+    assert float(load_params(whole_step(tmp_path))["w"][0]) == 1
     assert files.list_steps(tmp_path) == [1, 2]
 
 

@@ -15,6 +15,7 @@ from sttts_jax.ckpt import files, slices
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.restore import load_params, read_meta, read_tree
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.mesh import make_mesh
 from sttts_jax.trees import named_leaves
 
@@ -55,11 +56,11 @@ def _write(step: Path, arrays: dict[str, np.ndarray]) -> None:
 def test_orbax_reads_what_was_written_slice_by_slice(tmp_path: Path, small_chunks: None) -> None:
     arrays = _arrays()
     _write(tmp_path / "checkpoints" / "0", arrays)
-    files.record_sizes(tmp_path / "checkpoints", 0)
+    files.record_files(tmp_path / "checkpoints", 0)
     assert read_meta(tmp_path)["step"] == 0
     tree = named_leaves(read_tree(tmp_path / "checkpoints" / "0", "params"))
     assert {n: (x.shape, x.dtype) for n, x in tree.items()} == {n: (x.shape, x.dtype) for n, x in arrays.items()}
-    loaded = named_leaves(load_params(tmp_path))
+    loaded = named_leaves(load_params(whole_step(tmp_path)))
     assert all(isinstance(leaf, jax.Array) for leaf in loaded.values())
     assert {n: np.asarray(x).tobytes() for n, x in loaded.items()} == {n: x.tobytes() for n, x in arrays.items()}
 
@@ -77,7 +78,7 @@ def test_orbax_loads_it_onto_a_mesh_and_casts(tmp_path: Path, small_chunks: None
         ),
         read_tree(tmp_path / "0", "params"),
     )
-    loaded = named_leaves(load_params(tmp_path / "0", target))
+    loaded = named_leaves(load_params(whole_step(tmp_path / "0"), target))
     assert loaded["llm/blocks/kv"].addressable_shards[0].data.shape == (3, 2, 2, 2, 6)
     for name, array in arrays.items():
         np.testing.assert_array_equal(np.asarray(loaded[name]), array.astype(np.float32))

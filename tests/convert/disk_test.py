@@ -1,5 +1,6 @@
 """The directory that a conversion writes: whole or absent, whatever ends the work."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -51,3 +52,27 @@ def test_a_handler_of_the_caller_stays(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIGTERM] and (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/somewhere"), "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing \"w/c/0\" [os_error_code='28']"), "No space left on device"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_one_sentence(error: Exception, cause: str, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with (
+        pytest.raises(ValueError, match=f"{target} cannot be written .{cause}.; nothing of it is left"),
+        whole_directory(target) as folder,
+    ):
+        (folder / "half").write_text("x")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error"), whole_directory(tmp_path / "out"):
+        raise OSError(errno.EIO, "Input/output error")

@@ -14,12 +14,14 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from sttts_jax.ckpt import slices
 from sttts_jax.ckpt.files import problem_of
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta, fresh_leaves, saved_config
 from sttts_jax.ckpt.restore import load_params, read_meta
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.cli import convert
 from sttts_jax.convert import import_plan
 from sttts_jax.convert.from_hf import convert_from_hf
@@ -33,6 +35,7 @@ from sttts_jax.models.config import VlmConfig
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.state import build_model, init_params
 from sttts_jax.trees import map_named, named_leaves, param_count, tree_bytes
+from tests.ckpt.damage import flip_a_bit
 from tests.convert.hf_dirs import (
     OLMO,
     SMALL,
@@ -89,9 +92,51 @@ def test_the_tree_is_the_table_s(tmp_path: Path, piecewise: None, style: Any) ->
     tensors = write_hf(tmp_path / "source", style=style)
     convert_in(tmp_path / "source", tmp_path / "ours")
     want = named_leaves(params_of(tensors, pieces(SMALL, style, False)))
-    got = named_leaves(load_params(tmp_path / "ours"))
+    got = named_leaves(load_params(whole_step(tmp_path / "ours")))
     assert "llm/head" not in got
     assert_same({name: np.asarray(leaf) for name, leaf in got.items()}, want)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("first", [160, 161, 300, 305, 7])
+def test_an_embedding_that_is_cut_elsewhere(tmp_path: Path, piecewise: None, tied: bool, first: int) -> None:
+    """transformers cuts base and added rows into two halves; the tree is that of files cut as the hub's."""
+    tensors = write_hf(tmp_path / "source")
+    if not tied:
+        tensors["lm_head.weight"][-1, -1] += 1
+    want = named_leaves(params_of(tensors, pieces(SMALL if tied else _untied(), "hub", False)))
+    base, added = (f"model.transformer.wte.{name}" for name in ("embedding", "new_embedding"))
+    rows = np.concatenate([tensors[base], tensors[added]])
+    tensors[base], tensors[added] = rows[:first], rows[first:]
+    write_tensors(tmp_path / "source", tensors)
+    convert_in(tmp_path / "source", tmp_path / "ours")
+    got = named_leaves(load_params(whole_step(tmp_path / "ours")))
+    assert_same({name: np.asarray(leaf) for name, leaf in got.items()}, want)
+
+
+def _untied() -> VlmConfig:
+    return dataclasses.replace(SMALL, llm=dataclasses.replace(SMALL.llm, tied=False))
+
+
+def test_rows_that_are_not_those_of_the_config_are_refused(tmp_path: Path) -> None:
+    tensors = write_hf(tmp_path / "source")
+    tensors["model.transformer.wte.embedding"] = tensors["model.transformer.wte.embedding"][:-1]
+    write_tensors(tmp_path / "source", tensors)
+    with pytest.raises(ValueError, match=r"wte.embedding.*\[300, 32\].*\[299, 32\]"):
+        convert_in(tmp_path / "source", tmp_path / "ours")
+
+
+def test_a_head_that_only_the_metadata_names_is_tied(tmp_path: Path) -> None:
+    tensors = write_hf(tmp_path / "source")
+    write_hf(tmp_path / "whole")
+    del tensors["lm_head.weight"]
+    notes = {"lm_head.weight": "model.transformer.wte.embedding", "format": "pt"}
+    safetensors.numpy.save_file(tensors, tmp_path / "source" / "model.safetensors", metadata=notes)
+    for name in ("source", "whole"):
+        convert_in(tmp_path / name, tmp_path / "ours" / name)
+    one, other = (named_leaves(load_params(whole_step(tmp_path / "ours" / name))) for name in ("source", "whole"))
+    assert_same({n: np.asarray(x) for n, x in one.items()}, {n: np.asarray(x) for n, x in other.items()})
+    assert read_checkpoint(tmp_path / "ours" / "source").vlm.llm.tied
 
 
 def test_an_untied_head_stays_one(tmp_path: Path) -> None:
@@ -100,7 +145,7 @@ def test_an_untied_head_stays_one(tmp_path: Path) -> None:
     write_tensors(tmp_path / "source", tensors)
     convert_in(tmp_path / "source", tmp_path / "ours")
     assert not read_checkpoint(tmp_path / "ours").vlm.llm.tied
-    np.testing.assert_array_equal(load_params(tmp_path / "ours")["llm"]["head"], tensors["lm_head.weight"])
+    np.testing.assert_array_equal(load_params(whole_step(tmp_path / "ours"))["llm"]["head"], tensors["lm_head.weight"])
 
 
 def test_dtype_is_cast_on_the_way(tmp_path: Path, piecewise: None) -> None:
@@ -135,14 +180,17 @@ def test_a_scorer_goes_in_and_out(tmp_path: Path, piecewise: None, style: Any) -
     convert_in(tmp_path / "source", tmp_path / "ours", "--scorer", tmp_path / "scorer")
     assert read_checkpoint(tmp_path / "ours").pruning.method == "scorer"
     want = named_leaves(params_of(scorer, scorer_pieces(SMALL.vit)))
-    assert_same({n: np.asarray(x) for n, x in named_leaves(load_params(tmp_path / "ours")).items() if n in want}, want)
+    assert_same(
+        {n: np.asarray(x) for n, x in named_leaves(load_params(whole_step(tmp_path / "ours"))).items() if n in want},
+        want,
+    )
     convert_out(tmp_path / "ours", tmp_path / "back", "--names", style)
     if style == "training":
         assert set(scorer) <= set(read_hf(tmp_path / "back")) and not (tmp_path / "back/scorer.safetensors").exists()
     else:
         assert_same(read_hf(tmp_path / "back" / "scorer.safetensors"), scorer)
     convert_in(tmp_path / "back", tmp_path / "again")  # found by itself
-    first, second = load_params(tmp_path / "ours"), load_params(tmp_path / "again")
+    first, second = load_params(whole_step(tmp_path / "ours")), load_params(whole_step(tmp_path / "again"))
     assert_same(*({n: np.asarray(x) for n, x in named_leaves(tree).items()} for tree in (second, first)))
 
 
@@ -150,7 +198,7 @@ def test_a_fresh_scorer_follows_the_seed(tmp_path: Path) -> None:
     write_hf(tmp_path / "source", dtype="bfloat16")
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         convert_in(tmp_path / "source", tmp_path / name, "--scorer", "fresh", "--seed", seed)
-    a, b, c = (load_params(tmp_path / name)["vit"]["scorer"] for name in "abc")
+    a, b, c = (load_params(whole_step(tmp_path / name))["vit"]["scorer"] for name in "abc")
     np.testing.assert_array_equal(a["fc1"]["kernel"], b["fc1"]["kernel"])
     assert (np.asarray(a["fc1"]["kernel"]) != np.asarray(c["fc1"]["kernel"])).any()
     assert a["fc1"]["kernel"].dtype == ml_dtypes.bfloat16 and not np.asarray(a["fc1"]["bias"]).any()
@@ -188,7 +236,7 @@ def test_parts_become_a_model_that_goes_out(tmp_path: Path, piecewise: None, tie
     places = ["--vision", f"hf:{tmp_path / 'vision'}", "--llm", f"hf:{tmp_path / 'llm'}"]
     convert.main([*places, "--to", f"orbax:{tmp_path / 'ours'}", "--scorer", "fresh"])
     assert read_checkpoint(tmp_path / "ours").vlm == cfg
-    params = {n: np.asarray(x) for n, x in named_leaves(load_params(tmp_path / "ours")).items()}
+    params = {n: np.asarray(x) for n, x in named_leaves(load_params(whole_step(tmp_path / "ours"))).items()}
     want = named_leaves(params_of(tower, siglip_pieces(cfg.vit)))
     want |= named_leaves(params_of(text, [p for p in qwen3_pieces(cfg.llm) if p.tensor in text]))
     assert_same({name: params[name] for name in want}, want)
@@ -197,7 +245,9 @@ def test_parts_become_a_model_that_goes_out(tmp_path: Path, piecewise: None, tie
     # Out, and in again: the exported tokenizer has the added tokens.
     convert_out(tmp_path / "ours", tmp_path / "back")
     convert_in(tmp_path / "back", tmp_path / "again")
-    assert_same({n: np.asarray(x) for n, x in named_leaves(load_params(tmp_path / "again")).items()}, params)
+    assert_same(
+        {n: np.asarray(x) for n, x in named_leaves(load_params(whole_step(tmp_path / "again"))).items()}, params
+    )
 
 
 def test_another_tokenizer_can_be_given(tmp_path: Path) -> None:
@@ -225,10 +275,29 @@ def test_a_run_that_started_from_it_goes_out_with_its_side_files(tmp_path: Path)
     assert (tmp_path / "back" / "chat_template.jinja").exists()
 
 
+def test_a_damaged_newest_step_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By `convert`, and by `answer`, `score` and `evaluate`, which read by `read_checkpoint`; slices have checksums."""
+    tensors = write_hf(tmp_path / "source")
+    convert_in(tmp_path / "source", tmp_path / "ours")
+    steps = tmp_path / "ours" / "checkpoints"
+    shutil.copytree(steps / "0", steps / "1")
+    flip_a_bit(steps / "1")
+    convert_out(tmp_path / "ours", tmp_path / "back")
+    assert_same(read_hf(tmp_path / "back"), tensors)
+    assert read_checkpoint(tmp_path / "ours").params["llm"]["embedding"].shape == (VOCAB, 32)
+    said = [line for line in caplog.messages if "step 0 is used in its place" in line]
+    assert len(said) == 2
+    for line in said:
+        assert f"checkpoint step 1 in {steps} is damaged: the file params/d/" in line and "its checksum" in line
+    with pytest.raises(ValueError, match=f"{steps}/1 is damaged: the file params/d/"):
+        convert_out(steps / "1", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_lora_is_merged_on_the_way_out(tmp_path: Path, piecewise: None) -> None:
     write_hf(tmp_path / "source")
     convert_in(tmp_path / "source", tmp_path / "ours")
-    params = jax.tree.map(np.asarray, load_params(tmp_path / "ours"))
+    params = jax.tree.map(np.asarray, load_params(whole_step(tmp_path / "ours")))
     config = saved_config(read_meta(tmp_path / "ours"))
     config["model"] |= {"lora_rank": 2, "lora_alpha": 8.0}
     run_config = RunConfig.build(config)
@@ -267,7 +336,7 @@ def test_from_python(tmp_path: Path) -> None:
     planned = convert_from_hf(tmp_path / "source", place, scorer="fresh", dtype="bfloat16", dry_run=True)
     assert planned.dry_run and not place.exists()
     done = convert_from_hf(tmp_path / "source", place, scorer="fresh", dtype="bfloat16")
-    params = load_params(place)
+    params = load_params(whole_step(place))
     assert done.nbytes == planned.nbytes == tree_bytes(params) and done.parameters == param_count(params)
     assert done.tensors == len(tensors) and done.fresh and all(leaf.startswith("vit/scorer/") for leaf in done.fresh)
     assert fresh_leaves(read_meta(place)) == list(done.fresh) and "the scorer is untrained" in str(done)

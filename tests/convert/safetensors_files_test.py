@@ -1,7 +1,9 @@
 """safetensors files: agreement with the reference reader and writer, shards, and one sentence for what is broken."""
 
 import json
+import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ TENSORS = {
     "a.bias": RNG.standard_normal(7).astype(np.float16),
     "empty": np.zeros((0, 3), np.float32),
 }
+FUZZED = 2000
 SPECS = [TensorSpec(name, dtype_name(x.dtype), x.shape) for name, x in TENSORS.items()]
 
 
@@ -128,6 +131,10 @@ BROKEN = {
     "other shape": (lambda f: _rewrite(f, _edit("a.bias", shape=[8])), r"a.bias is F16\[8\], which does not take"),
     "negative": (lambda f: _rewrite(f, _edit("a.bias", data_offsets=[-14, 0])), "a.bias is F16"),
     "overlap": (lambda f: _rewrite(f, _edit("a.bias", data_offsets=[0, 14])), "do not follow"),
+    "deep": (lambda f: _rewrite(f, lambda h: "[" * 100_000), "header that is not JSON"),
+    "no name of a dtype": (lambda f: _rewrite(f, _edit("a.bias", dtype=["F16"])), "a.bias has the dtype"),
+    "too many axes": (lambda f: _rewrite(f, _edit("a.bias", shape=[2**40] * 5000)), "a.bias is F16"),
+    "lines in a name": (lambda f: _rewrite(f, lambda h: h | {"x" * 5000 + "\nx": 1}), r"x{199}.* lacks dtype"),
     "odd shape": (lambda f: _rewrite(f, _edit("a.bias", shape="7")), "a.bias is F16"),
 }
 
@@ -142,19 +149,75 @@ def test_a_damaged_file(kind: str, tmp_path: Path) -> None:
     assert SINGLE in str(error.value) and "\n" not in str(error.value)
 
 
-@settings(max_examples=100, deadline=None)
-@given(cut=st.integers(0, 500), byte=st.integers(0, 255))
-def test_any_damage_is_a_sentence(cut: int, byte: int, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("damage")
-    write_shards(folder, SPECS, _whole)
-    data = bytearray((folder / SINGLE).read_bytes())
-    data[cut % len(data)] = byte
-    (folder / SINGLE).write_bytes(data)
-    try:
-        for entry in list_tensors(folder).values():
-            read_tensor(entry)
-    except BadFile as error:
-        assert SINGLE in str(error) and "\n" not in str(error)
+def test_any_damage_is_a_sentence(tmp_path: Path) -> None:
+    """A fuzzer with a fixed seed: bytes changed, cut off, put in; with the reference's own files and with ours."""
+    rng, refused = np.random.default_rng(0), 0
+    write_shards(tmp_path, SPECS, _whole)
+    ours = (tmp_path / SINGLE).read_bytes()
+    safetensors.numpy.save_file(TENSORS, tmp_path / SINGLE, metadata={"format": "pt"})
+    theirs = (tmp_path / SINGLE).read_bytes()
+    for number in range(FUZZED):
+        (tmp_path / SINGLE).write_bytes(_fuzzed((ours, theirs)[number % 2], rng))
+        try:
+            for entry in list_tensors(tmp_path).values():
+                read_tensor(entry)
+        except BadFile as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 1000
+    assert refused > FUZZED // 2
+
+
+def _fuzzed(data: bytes, rng: np.random.Generator) -> bytes:
+    """One to three of: a byte of the header, a byte anywhere, bytes lost, bytes put in, a piece doubled."""
+    for _ in range(rng.integers(1, 4)):
+        kind, place = rng.integers(5), int(rng.integers(len(data)))
+        header = int(rng.integers(min(len(data), 330)))
+        new = rng.integers(0, 256, int(rng.integers(1, 9)), np.uint8).tobytes()
+        data = (
+            data[:header] + new[:1] + data[header + 1 :],
+            data[:place] + new[:1] + data[place + 1 :],
+            data[: max(place, 1)],
+            data[:header] + new + data[header:],
+            data[:header] + data[header : header + 40] + data[header:],
+        )[kind]
+    return data
+
+
+def test_many_names_take_no_longer_than_their_bytes(tmp_path: Path) -> None:
+    """200,000 tensors, the last of them twice: time that grows with the square would be minutes."""
+    entry = '{"dtype":"F32","shape":[],"data_offsets":[0,0]}'
+    names = [f'"t{number}":{entry}' for number in range(200_000)]
+    text = ("{" + ",".join([*names, names[-1]]) + "}").encode()
+    (tmp_path / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text)
+    begun = time.process_time()
+    with pytest.raises(BadFile, match="'t199999' occurs twice"):
+        list_tensors(tmp_path)
+    assert time.process_time() - begun < 20
+
+
+def test_a_header_is_bounded(tmp_path: Path) -> None:
+    with (tmp_path / SINGLE).open("wb") as file:
+        file.write(struct.pack("<Q", 99_000_000))
+        file.truncate(100_000_000)  # a hole, not bytes
+    with pytest.raises(BadFile, match="a header of 99000000 bytes, more than 33554432; save it in more files"):
+        list_tensors(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / SINGLE)
+    with pytest.raises(BadFile, match="is no whole safetensors file: it has 0 bytes"):
+        list_tensors(tmp_path)
+
+
+def test_a_tensor_that_only_the_metadata_names(tmp_path: Path) -> None:
+    """As the reference's writer stores a head that is tied to the embedding."""
+    notes = {"lm_head.weight": "b.weight", "format": "pt", "lost": "nothing", "a.bias": "b.weight"}
+    safetensors.numpy.save_file(TENSORS, tmp_path / SINGLE, metadata=notes)
+    listing = list_tensors(tmp_path)
+    assert listing.keys() == {*TENSORS, "lm_head.weight"} and listing["lm_head.weight"] == listing["b.weight"]
+    assert listing["a.bias"].shape == (7,)
+    del listing["lm_head.weight"]
+    _check(listing)
 
 
 def _shards(folder: Path) -> dict[str, Any]:

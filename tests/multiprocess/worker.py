@@ -26,6 +26,8 @@ from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.sharding import NamedSharding, PartitionSpec
 from sttts_jax.train.signals import StopSignals
 
+NUMBERS = np.random.default_rng(0).standard_normal(2**14).astype(np.float32)  # too many to lie in an index
+
 
 def rows_come_from_the_mesh() -> None:
     """Whatever the mesh, the global batch is the same rows; a tensor axis over both processes makes both load all."""
@@ -59,8 +61,16 @@ def they_tell_each_other(process: int) -> None:
 
 def _state(mesh: jax.sharding.Mesh, value: float) -> Any:
     split = NamedSharding(mesh, PartitionSpec("fsdp"))
-    make = jax.jit(lambda: jnp.arange(16.0) * value, out_shardings=split)
+    make = jax.jit(lambda: NUMBERS * value, out_shardings=split)
     return {"w": make()}, {"m": make()}
+
+
+def _flip_a_bit(folder: Path) -> None:
+    """In the array data that process 1 wrote, so that process 1 alone would read it."""
+    file = max(folder.iterdir(), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
 
 def _meta(layout: DataLayout, step: int) -> dict[str, Any]:
@@ -77,17 +87,17 @@ def saves_and_falls_back(process: int, directory: str) -> None:
     manager.close()
     sync_global_devices("saved")
     if process == 0:
-        next((Path(directory) / "2" / "params" / "d").iterdir()).write_bytes(b"")
+        _flip_a_bit(Path(directory) / "2" / "params" / "ocdbt.process_1" / "d")
     sync_global_devices("damaged")
     other = make_mesh({"data": 2, "fsdp": 4})
     split = NamedSharding(other, PartitionSpec("fsdp"))
-    target = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split)
+    target = jax.ShapeDtypeStruct((len(NUMBERS),), jnp.float32, sharding=split)
     manager = Manager(directory, CheckpointConfig(every=1))
     layout = DataLayout(other)
     found = manager.restore_latest({"w": target}, {"m": target}, None, config={"a": 1}, layout=layout.describe())
     assert found is not None and found.step == 1 and manager.steps == [1]
     for shard in found.params["w"].addressable_shards:
-        np.testing.assert_array_equal(shard.data, np.arange(16.0)[shard.index])
+        np.testing.assert_array_equal(shard.data, NUMBERS[shard.index])
     manager.save(2, found.params, found.opt, None, _meta(layout, 2))
     manager.close()
     assert manager.steps == [1, 2]

@@ -25,6 +25,7 @@ from sttts_jax.train.main import main as train
 from sttts_jax.train.state import Blueprint, blueprint, build_model, fresh_state, init_params
 from sttts_jax.train.tokenizer import run_tokenizer
 from sttts_jax.trees import named_leaves
+from tests.ckpt.damage import flip_a_bit
 from tests.tiny import tiny_config
 
 LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
@@ -121,6 +122,16 @@ def test_a_checkpoint_with_everything_needs_nothing_fresh(tmp_path: Path) -> Non
     assert origin.endswith("fresh: none")
     for name, leaf in named_leaves(state.params).items():
         np.testing.assert_array_equal(leaf, saved[name])
+
+
+def test_a_damaged_newest_step_is_passed_over(released: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    steps = Path(shutil.copytree(released[0], tmp_path / "two")) / "checkpoints"
+    shutil.copytree(steps / "0", steps / "1")
+    flip_a_bit(steps / "1")
+    state, origin, _ = _initial(_config(init_from=str(tmp_path / "two")))
+    assert f"parameters from {steps / '0'}" in origin
+    assert f"checkpoint step 1 in {steps} is damaged" in caplog.text and "step 0 is used in its place" in caplog.text
+    np.testing.assert_array_equal(state.params["llm"]["embedding"], released[1]["llm/embedding"])
 
 
 def test_lora_and_scorer_are_fresh_and_start_as_the_checkpoint(released: Any, tmp_path: Path) -> None:
