@@ -23,9 +23,10 @@ def digest(file: epath.Path) -> str:
 
 def has_checksums(array: ts.TensorStore) -> bool:
     """Whether the chunks of an open zarr3 array carry crc32c."""
-    codecs = array.codec.to_json()["codecs"]
-    inner = next((codec["configuration"]["codecs"] for codec in codecs if codec["name"] == SHARDED), codecs)
-    return any(codec["name"] == CRC32C["name"] for codec in inner)
+    codec = array.codec
+    codecs = [] if codec is None else codec.to_json()["codecs"]
+    inner = next((each["configuration"]["codecs"] for each in codecs if each["name"] == SHARDED), codecs)
+    return any(each["name"] == CRC32C["name"] for each in inner)
 
 
 @functools.cache

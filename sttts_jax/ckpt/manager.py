@@ -5,6 +5,8 @@ Saves are asynchronous Orbax v1 checkpoints of four parts: `params`, `opt`, `dat
 step behind.
 """
 
+import contextlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,6 +24,7 @@ from sttts_jax.distributed import everywhere
 from sttts_jax.paths import PathLike, as_path
 
 _ALL = (PARAMS, OPT, DATA)
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
 _keep = ocp.training.preservation_policies
 
 
@@ -173,7 +176,7 @@ class Manager:
             if not self._failed:  # Orbax raises a failure again that was raised already
                 raise
         if self._failed and jax.process_index() == 0:
-            _remove_unfinished(self.directory)
+            _remove_failed(self.directory)
 
     def _orbax(self) -> ocp.training.Checkpointer:
         """Made late: broken steps are out of the way by then, and evaluation never needs it."""
@@ -255,9 +258,21 @@ def _best(name: str) -> Any:
     )
 
 
+def _remove_failed(directory: Any) -> None:
+    """Deletes what a save of this process left; parts of it that did not fail may still be being written."""
+    for _ in range(20):
+        left = list(directory.glob(_UNFINISHED)) if directory.exists() else []
+        if not left:
+            return
+        for path in left:
+            with contextlib.suppress(OSError):
+                path.rmtree()
+        time.sleep(0.1)
+
+
 def _remove_unfinished(directory: Any) -> None:
     """Deletes what a killed process left under temporary names."""
     if directory.exists():
-        for path in directory.glob("*.orbax-checkpoint-tmp*"):
+        for path in directory.glob(_UNFINISHED):
             logging.warning("removing the unfinished save %s", path)
             path.rmtree()

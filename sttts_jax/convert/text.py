@@ -105,10 +105,10 @@ def first_rows(cfg: LlmConfig, names: TextNames, listing: Mapping[str, StoredTen
 
     transformers cuts the table into halves where it saves the names of the hub, and puts them together again.
     """
-    parts = [listing[name].shape for name in (names.embedding, names.new_embedding) if name in listing]
-    if len(parts) < 2 or not all(parts) or sum(shape[0] for shape in parts) != cfg.vocab + cfg.extra_vocab:
+    first, second = (listing.get(name or "") for name in (names.embedding, names.new_embedding))
+    if first is None or second is None or not first.shape or not second.shape:
         return None
-    return parts[0][0]
+    return first.shape[0] if first.shape[0] + second.shape[0] == cfg.vocab + cfg.extra_vocab else None
 
 
 def _tables(cfg: LlmConfig, names: TextNames, first: int) -> Iterator[Piece]:
