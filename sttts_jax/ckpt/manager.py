@@ -19,7 +19,8 @@ from orbax.checkpoint import v1 as ocp
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.meta import check_config, check_layout
 from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, context, load_step, read_step_meta
-from sttts_jax.ckpt.whole import first_line, none_is_whole, problem_everywhere, say_used
+from sttts_jax.ckpt.verify import first_line, problem_everywhere
+from sttts_jax.ckpt.whole import none_is_whole, say_used
 from sttts_jax.distributed import everywhere
 from sttts_jax.paths import PathLike, as_path
 
@@ -261,12 +262,10 @@ def _best(name: str) -> Any:
 def _remove_failed(directory: Any) -> None:
     """Deletes what a save of this process left; parts of it that did not fail may still be being written."""
     for _ in range(20):
-        left = list(directory.glob(_UNFINISHED)) if directory.exists() else []
-        if not left:
+        if not directory.exists() or not any(directory.glob(_UNFINISHED)):
             return
-        for path in left:
-            with contextlib.suppress(OSError):
-                path.rmtree()
+        with contextlib.suppress(OSError):
+            _remove_unfinished(directory)
         time.sleep(0.1)
 
 

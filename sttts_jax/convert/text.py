@@ -1,5 +1,6 @@
 """Tensors of the language model: Molmo2 in three spellings, Qwen3 and Olmo3."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -117,11 +118,11 @@ def _tables(cfg: LlmConfig, names: TextNames, first: int) -> Iterator[Piece]:
     tensors = [(names.embedding, 0, total)]
     if names.new_embedding:
         tensors = [(names.embedding, 0, first), (names.new_embedding, first, total)]
-    for leaf, begin, end in (("llm/embedding", 0, cfg.vocab), ("llm/new_embedding", cfg.vocab, total)):
-        for tensor, top, bottom in tensors:
-            rows = slice(max(begin, top), min(end, bottom))
-            if rows.start < rows.stop:
-                yield part_of_rows(leaf, (begin, end), tensor, (top, bottom), rows, cfg.width)
+    leaves = [("llm/embedding", 0, cfg.vocab), ("llm/new_embedding", cfg.vocab, total)]
+    for (leaf, begin, end), (tensor, top, bottom) in itertools.product(leaves, tensors):
+        rows = slice(max(begin, top), min(end, bottom))
+        if rows.start < rows.stop:
+            yield part_of_rows(leaf, (begin, end), tensor, (top, bottom), rows, cfg.width)
 
 
 def _block(cfg: LlmConfig, names: TextNames, i: int) -> Iterator[Piece]:

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from sttts_jax.ckpt import files, manager, whole
+from sttts_jax.ckpt import files, manager, verify
 from sttts_jax.ckpt.data_state import DataState
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.restore import DATA, OPT, PARAMS, load_params, load_step
-from sttts_jax.ckpt.whole import DamagedStep, problem_everywhere, whole_step
+from sttts_jax.ckpt.verify import problem_everywhere
+from sttts_jax.ckpt.whole import DamagedStep, whole_step
 from sttts_jax.trees import named_leaves
 from tests.ckpt.damage import flip_a_bit, zero_bytes
 
@@ -185,7 +186,7 @@ def test_steps_without_checksums_load_and_that_is_said(
 def test_no_memory_and_no_rights_are_no_damage(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (MemoryError("out of memory"), PermissionError(13, "Permission denied"), ValueError("UNAVAILABLE: x")):
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(whole, "_read_through", _raiser(error))
+            patch.setattr(verify, "_read_through", _raiser(error))
             whole_step(steps)
         with monkeypatch.context() as patch, pytest.raises(type(error)):
             patch.setattr(manager, "load_step", _raiser(error))
@@ -201,7 +202,7 @@ def _raiser(error: Exception) -> Any:
 
 
 def test_coarse_chunks_are_read_one_by_one(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole, "COARSE_BYTES", 1)
+    monkeypatch.setattr(verify, "COARSE_BYTES", 1)
     assert whole_step(steps) == steps / "4"
     flip_a_bit(steps / "4")
     assert whole_step(steps) == steps / "2"

@@ -97,9 +97,8 @@ def test_the_tree_is_the_table_s(tmp_path: Path, piecewise: None, style: Any) ->
     assert_same({name: np.asarray(leaf) for name, leaf in got.items()}, want)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("first", [160, 161, 300, 305, 7])
-def test_an_embedding_that_is_cut_elsewhere(tmp_path: Path, piecewise: None, tied: bool, first: int) -> None:
+@pytest.mark.parametrize(("first", "tied"), [(160, True), (161, False), (305, True), (7, False)])
+def test_an_embedding_that_is_cut_elsewhere(tmp_path: Path, piecewise: None, first: int, tied: bool) -> None:
     """transformers cuts base and added rows into two halves; the tree is that of files cut as the hub's."""
     tensors = write_hf(tmp_path / "source")
     if not tied:

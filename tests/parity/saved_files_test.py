@@ -36,12 +36,18 @@ def _model(folder: Path, fresh: bool, dtype: str) -> Any:
     return auto.from_pretrained(folder, dtype=kind)
 
 
-@pytest.mark.parametrize("kind", SAVED)
 @pytest.mark.parametrize(
-    ("cfg", "source", "dtype"),
-    [(SMALL, "", "float32"), (SMALL, "hub", "bfloat16"), (OLMO, "hub", "float32"), (OLMO, "native", "bfloat16")],
+    ("kind", "cfg", "source", "dtype"),
+    [
+        ("default", SMALL, "", "float32"),
+        ("own names", OLMO, "", "bfloat16"),
+        ("default", OLMO, "hub", "float32"),
+        ("own names", SMALL, "hub", "bfloat16"),
+        ("shards", SMALL, "hub", "bfloat16"),
+        ("shards", OLMO, "native", "bfloat16"),
+    ],
 )
-def test_save_pretrained_converts(tmp_path: Path, cfg: VlmConfig, source: Any, dtype: str, kind: str) -> None:
+def test_save_pretrained_converts(tmp_path: Path, kind: str, cfg: VlmConfig, source: Any, dtype: str) -> None:
     """`source`: what the model was loaded from before it was saved, '' for one that begins afresh."""
     write_hf(tmp_path / "source", cfg, style=source or "native")
     model = _model(tmp_path / "source", not source, dtype)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sttts_jax.ckpt.restore import load_params
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.data.config import Source
 from sttts_jax.data.sources.registry import open_source
 from sttts_jax.infer.open import read_checkpoint
@@ -26,7 +27,7 @@ def test_a_workdir_goes_on_with_data_that_moved(
     monkeypatch.chdir(tmp_path)
     state = train(tiny_config(Path("moved"), **SETTINGS), workdir)
     assert int(state.step) == 2
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), load_params(workdir))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), load_params(whole_step(workdir)))
 
 
 def test_the_config_of_a_workdir_has_whole_paths(
