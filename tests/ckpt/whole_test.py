@@ -1,5 +1,6 @@
 """The step that readers choose: damaged bytes are noticed, named and passed over, whoever reads."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -70,11 +71,11 @@ def _abstract(tree: Any) -> Any:
 
 
 def _resume(directory: Path) -> Any:
-    resumed, position = Manager(directory, CheckpointConfig(every=1)), _Position()
-    found = resumed.restore_latest(
-        _abstract(_tree(0)), _abstract({"m": _tree(0)}), DataState(position), config={"steps": 9}, layout=LAYOUT
-    )
-    resumed.close()
+    position = _Position()
+    with contextlib.closing(Manager(directory, CheckpointConfig(every=1))) as resumed:
+        found = resumed.restore_latest(
+            _abstract(_tree(0)), _abstract({"m": _tree(0)}), DataState(position), config={"steps": 9}, layout=LAYOUT
+        )
     assert found is not None and position.number == found.step == found.meta["step"]
     _assert_step(found.params, found.opt, found.step)
     return found
