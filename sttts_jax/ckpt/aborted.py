@@ -11,6 +11,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from sttts_jax.ckpt import files
 from sttts_jax.ckpt.data_state import DataState
 from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, context
 from sttts_jax.ckpt.workdir import Workdir
@@ -21,10 +22,11 @@ def save_aborted(
 ) -> epath.Path:
     """Writes the step and waits for it; an older one goes. All processes call. Returns where it lies."""
     place = workdir.aborted / str(step)
-    older = [path for path in workdir.aborted.iterdir() if path != place] if workdir.aborted.exists() else []
+    older = [number for number in files.list_steps(workdir.aborted) if number != step]
     with context():
         ocp.save_checkpointables(place, {PARAMS: params, OPT: opt, DATA: data, META: dict(meta)}, overwrite=True)
     if jax.process_index() == 0:
-        for path in older:
-            path.rmtree()
+        for number in older:
+            files.step_directory(workdir.aborted, number).rmtree()
+        files.record_files(workdir.aborted, step)
     return place

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 import sttts_jax.train.loop as loop
-from sttts_jax.ckpt.files import list_steps
+from sttts_jax.ckpt.files import has_digests, list_steps
 from sttts_jax.ckpt.meta import ConfigMismatch
 from sttts_jax.ckpt.restore import load_params
+from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.mesh import make_mesh
 from sttts_jax.train.config import RunConfig
@@ -181,9 +182,9 @@ def test_an_abort_never_takes_the_place_of_a_good_step(clips, tmp_path, monkeypa
         with pytest.raises(loop.TooManySkipped, match=r"kept in .*/aborted/4, .* the same command goes on from step 2"):
             train(config, tmp_path)
         assert list_steps(tmp_path / "checkpoints") == [2]
-    kept, good = load_params(tmp_path / "aborted" / "4"), load_params(tmp_path)
+    kept, good = (load_params(whole_step(place)) for place in (tmp_path / "aborted" / "4", tmp_path))
     jax.tree.map(np.testing.assert_array_equal, kept, good)  # no later update was made
-    assert [path.name for path in (tmp_path / "aborted").iterdir()] == ["4"]
+    assert list_steps(tmp_path / "aborted") == [4] and has_digests(Workdir(tmp_path).aborted / "4")
 
 
 def test_whatever_ends_a_run_what_it_trained_is_saved_first(clips, tmp_path):
