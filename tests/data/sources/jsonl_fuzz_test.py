@@ -119,7 +119,8 @@ def test_any_row_is_a_good_record_or_a_bad_one(
     asked = list_questions(source)
     groups = [[Asked(a.record, a.message, a.number)] for a in asked]
     room = QuestionShape(1, 6000)
-    batches = eval_batches(source, tokenizer, config.evaluation_shape(), room, groups, config.frame_sampling, rows=50)
+    shape, most = config.evaluation_shape(), config.max_crops
+    batches = eval_batches(source, tokenizer, shape, room, groups, config.frame_sampling, max_crops=most, rows=50)
     facts = [meta for batch in batches for group in batch.meta for meta in group]
     assert [meta["number"] for meta in facts] == list(range(len(asked)))
     assert {meta["record"] for meta in facts if "error" in meta} <= {index for _, index in reader.bad.named}
