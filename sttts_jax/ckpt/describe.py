@@ -18,9 +18,9 @@ from sttts_jax.trees import flatten_mapping, named_leaves, param_count, tree_byt
 def describe(directory: PathLike, depth: int = 0) -> Iterator[str]:
     """Titled tables, a line between them, of a run's workdir, a directory of steps, or one step; local or gs://.
 
-    First the steps with their size and health, then of the newest whole step the counters, the trees with shapes and
-    dtypes, and the config of the run. Leaves below `depth` names are folded; 0 shows all. Raises FileNotFoundError
-    where no step is whole, after the table of steps.
+    First the steps with their size and health, as far as that shows without arrays, then of the newest whole step the
+    counters, the trees with shapes and dtypes, and the config of the run. Leaves below `depth` names are folded; 0
+    shows all. Raises FileNotFoundError where no step is whole, after the table of steps.
     """
     for place in files.directories_of_steps(directory):
         yield f"{place}\n{_steps_table(place)}\n"
@@ -40,7 +40,7 @@ def _steps_table(directory: epath.Path) -> str:
         path = files.step_directory(directory, step)
         size = sum(files.file_sizes(path).values()) / 2**20
         when = datetime.fromtimestamp(path.stat().mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        rows.append((str(step), f"{size:.2f}", when, files.problem_of(directory, step) or "whole"))
+        rows.append((str(step), f"{size:.2f}", when, files.problem_of(directory, step) or "whole, arrays unread"))
     return text_table(("step", "MiB", "written", "state"), rows)
 
 

@@ -121,7 +121,15 @@ def test_trees_are_read_without_arrays(workdir: Path) -> None:
 def test_inspect_prints_everything(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect.main([str(workdir)]) == 0
     text = capsys.readouterr().out
-    for part in ("whole", "vit/w", "float32[16]", "model.width", "counters.skipped", "data_layout.processes", "total"):
+    for part in (
+        "whole, arrays unread",
+        "vit/w",
+        "float32[16]",
+        "model.width",
+        "counters.skipped",
+        "data_layout.processes",
+        "total",
+    ):
         assert part in text, part
 
 
