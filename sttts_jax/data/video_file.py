@@ -33,6 +33,8 @@ WHITELIST = ",".join((*CONTAINERS, *BARE_STREAMS, *SOUND))
 STILL_BRANDS = {"avif", "heic", "heix", "heim", "heis", "mif1", "miaf"}  # of a picture in the container of mp4
 STILL_FORMATS = {"gif", "apng"}
 MARGIN = 1_000_000  # pixels
+# Titles that are not UTF-8 are no error: PyAV 19 replaces what it cannot read by itself, and has no word for it.
+_TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 HEAD = 512  # bytes that tell texts from other files
 
 
@@ -127,7 +129,7 @@ def _open(file: BinaryIO, name: str, options: dict[str, str]) -> av.container.In
 
     file.seek(0)
     lists = {"format_whitelist": WHITELIST, "protocol_whitelist": "none"}
-    return av.open(_Reader(file), io_open=asked, metadata_errors="replace", options={**lists, **options})
+    return av.open(_Reader(file), io_open=asked, options={**lists, **options}, **_TITLES)
 
 
 def _refuse(file: BinaryIO, name: str, error: Exception) -> NoReturn:
