@@ -7,6 +7,7 @@ folder keeps compiled programs for all workers of a run and what they start; JAX
 stays.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -29,6 +30,10 @@ _OWN_CACHE = None if _CACHE in os.environ else tempfile.mkdtemp(prefix="jax_cach
 if _OWN_CACHE:
     os.environ[_CACHE] = _OWN_CACHE
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# Tracing is a third of the run. Programs carry no Python lines, and Python looks for circles less often: a trace makes
+# many objects that die together.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+gc.set_threshold(50_000, 20, 100)
 
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
