@@ -1,5 +1,6 @@
 """The scripts of launch/ and .ci/, and the constraints they install with."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,8 +17,11 @@ SCRIPTS = sorted(ROOT.glob("launch/*.sh")) + [ROOT / ".ci/run"]
 RUNNABLE = [path for path in SCRIPTS if path.parent.name == "launch" and path.name != "lib.sh"]
 
 
-def _bash(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=60)
+def _bash(*words: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """With none of the scripts' variables but these: this test may run in an environment that one of them names."""
+    env = {key: value for key, value in os.environ.items() if key not in {"STTTS_VENV", "PYTHON", "TEST_WORKERS"}}
+    env |= variables
+    return subprocess.run(["bash", *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=60, env=env)
 
 
 def _project() -> dict:
@@ -70,12 +74,12 @@ def test_another_python_and_the_newest_releases_get_environments_of_their_own(ba
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)
-    words = ["env", f"PYENV_ROOT={tmp_path}/pyenv", "bash", "launch/test.sh", "--dry-run", "--python", "3.99"]
-    done = subprocess.run([*words, "--newest"], cwd=bare, capture_output=True, text=True, timeout=60)
+    words = ("launch/test.sh", "--dry-run", "--python", "3.99")
+    done = _bash(*words, "--newest", cwd=bare, PYENV_ROOT=f"{tmp_path}/pyenv")
     assert done.returncode == 0, done.stderr
     assert f"{python} -m venv .venv-3.99-newest" in done.stdout
     assert "--upgrade-strategy eager" in done.stdout and "constraints.txt" not in done.stdout
-    tested = subprocess.run(words, cwd=bare, capture_output=True, text=True, timeout=60)
+    tested = _bash(*words, cwd=bare, PYENV_ROOT=f"{tmp_path}/pyenv")
     assert "-m venv .venv-3.99\n" in tested.stdout and "--constraint launch/constraints.txt" in tested.stdout
 
 
@@ -97,9 +101,7 @@ def test_demo_refuses_what_it_does_not_know(arguments: list[str], bare: Path) ->
 
 
 def test_named_python_that_does_not_run_is_refused(bare: Path) -> None:
-    done = subprocess.run(
-        ["env", "PYTHON=no-such-python", "bash", "launch/test.sh"], cwd=bare, capture_output=True, text=True
-    )
+    done = _bash("launch/test.sh", cwd=bare, PYTHON="no-such-python")
     assert done.returncode == 2 and "no Python 3.11 or newer in: no-such-python" in done.stderr
 
 

@@ -90,7 +90,7 @@ def test_merged_it_is_the_same_function(prune: PruneConfig) -> None:
         params["vit"].pop("scorer", None)
     merged = merge(params, LORA)
     adapted = _hidden(_model(_cfg(), prune), params)
-    np.testing.assert_allclose(_hidden(_model(CFG, prune), merged), adapted, atol=1e-5)
+    np.testing.assert_allclose(_hidden(_model(CFG, prune), merged), adapted, atol=2e-5)
     assert jnp.abs(adapted - _hidden(_model(CFG, prune), _without_factors(params))).max() > 0.01
 
 

@@ -268,7 +268,7 @@ COMPILE = textwrap.dedent(
         done = jax.jit(grad).lower(q, k, k, q, rule).compile()
         kernels = done.as_text().count('custom_call_target="tpu_custom_call"')
         memory = done.memory_analysis()
-        print("kernels", kernels, memory.temp_size_in_bytes <= 1.2 * memory.argument_size_in_bytes)
+        print("kernels", kernels, memory.temp_size_in_bytes <= 2 * memory.argument_size_in_bytes)
     """
 )
 
@@ -276,5 +276,6 @@ COMPILE = textwrap.dedent(
 @pytest.mark.aot_tpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_compiles_for_tpu(topology):
-    """At the width of Molmo2-4B, both passes; what they need besides the arguments grows like those, not like S x S."""
+    """At the width of Molmo2-4B, both passes; what they need besides the arguments (.8 times as much with JAX 0.10.2,
+    1.6 times with 0.11.2) grows like those, not like S x S, which would be 17 times as much."""
     assert run_for_tpu(COMPILE, topology) == ["kernels 3 True"] * (2 if "v5p" in topology else 1)
