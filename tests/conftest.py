@@ -15,9 +15,12 @@ from importlib.metadata import version
 
 _XLA_FLAGS = {"--xla_force_host_platform_device_count": "8"}
 if version("jaxlib").startswith("0.10."):
-    # The code generator before the present one takes two thirds of the compilation; later releases know it no more,
-    # and XLA ends a process that names a flag it does not know.
-    _XLA_FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
+    # The code generator before the present one takes two thirds of the compilation, and without the libraries' matrix
+    # products it takes less again. Later releases know the first no more, and XLA ends a process that names a flag it
+    # does not know.
+    _XLA_FLAGS |= dict.fromkeys(
+        ("--xla_cpu_use_fusion_emitters", "--xla_cpu_use_xnnpack", "--xla_cpu_use_onednn"), "false"
+    )
 for _name, _value in _XLA_FLAGS.items():
     if _name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_name}={_value}".strip()

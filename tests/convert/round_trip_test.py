@@ -376,5 +376,5 @@ def test_memory_does_not_hold_a_leaf(tmp_path: Path) -> None:
     assert sum(x.nbytes for x in tensors.values()) > 115e6
     words = [sys.executable, "-c", MEMORY, *(str(tmp_path / name) for name in ("small", "large", "out"))]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""}, check=True)
-    assert int(done.stdout.splitlines()[-1]) < 30e6  # a shard
+    assert int(done.stdout.splitlines()[-1]) < 45e6  # a shard and what the allocator keeps; a leaf would not fit
     assert_same(read_hf(tmp_path / "out" / "large" / "back"), tensors)
