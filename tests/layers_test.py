@@ -23,7 +23,7 @@ PACKAGE = "sttts_jax"
 DEVICES = {"compile_cache", "distributed", "mesh", "sharding", "tpu_flags"}
 # Each layer: parts that may stand side by side, none seeing another of its row.
 LAYERS: list[set[str]] = [
-    {"dims", "text_table", "paths"},
+    {"dims", "exit_codes", "text_table", "paths"},
     {"trees"},
     DEVICES,
     {"ops"},

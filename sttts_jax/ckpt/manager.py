@@ -22,6 +22,7 @@ from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, contex
 from sttts_jax.ckpt.verify import first_line, problem_everywhere
 from sttts_jax.ckpt.whole import none_is_whole, say_used
 from sttts_jax.distributed import everywhere
+from sttts_jax.exit_codes import PREEMPTED
 from sttts_jax.paths import PathLike, as_path
 
 _ALL = (PARAMS, OPT, DATA)
@@ -41,16 +42,21 @@ class CheckpointConfig:
     keep            newest steps to keep
     best_metric     also keep the step where it is highest, of equal ones the last: "eval/TASK/accuracy" of a task of
                     the evaluation section
+    preempted_exit_code  of `train` when it was told to end, and saved, before its last step: one on which the launcher
+                    starts it again
     """
 
     every: int = 500
     keep: int = 3
     best_metric: str = ""
+    preempted_exit_code: int = PREEMPTED
 
     def check(self) -> Self:
-        """Itself. Raises ValueError on numbers below 1."""
+        """Itself. Raises ValueError on numbers out of range."""
         if self.every < 1 or self.keep < 1:
             raise ValueError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1")
+        if not 0 <= self.preempted_exit_code <= 255:
+            raise ValueError(f"checkpoint.preempted_exit_code={self.preempted_exit_code} must be from 0 to 255")
         return self
 
 

@@ -10,17 +10,14 @@ or is a package whose `__main__.py` does that, so that `python -m sttts_jax.cli.
 """
 
 import difflib
-import errno
 import importlib
 import io
 import os
 import sys
-import traceback
 from collections.abc import Callable
 
-from absl import flags
-
 import sttts_jax
+from sttts_jax import exit_codes
 from sttts_jax.tpu_flags import set_tpu_flags
 
 Command = Callable[[list[str]], int | None]
@@ -35,25 +32,6 @@ COMMANDS = {
     "inspect": "print what is in a checkpoint, on any machine",
     "convert": "Hugging Face safetensors to Orbax, and back",
     "bench": "measure pruning, training, inference or data loading",
-}
-
-# What a user can mend: printed as one sentence. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-    flags.Error,
-)
-# Of other failures of files, those that are a matter of the disk and not of the program.
-DISK_ERRORS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another place"),
-    errno.EROFS: "choose another place",
-    errno.EFBIG: "choose another place",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "the disk or its connection fails",
 }
 
 
@@ -76,7 +54,7 @@ def usage() -> str:
 
 
 def run(name: str, command: Command, argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 a mistake of the user, said in one sentence on stderr.
+    """Runs one command and returns its exit code, see `exit_codes`; a mistake of the user is one sentence on stderr.
 
     `argv` are the words after the command; None reads them from the process.
     """
@@ -87,19 +65,19 @@ def run(name: str, command: Command, argv: list[str] | None = None) -> int:
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()  # a disk that is full shows here, not at exit
         return code
-    except BrokenPipeError:  # the reader of our output went away (`sttts-jax ... | head`)
+    except BrokenPipeError as error:  # the reader of our output went away (`sttts-jax ... | head`)
         _drop_output_that_fails()
-        return 141
-    except KeyboardInterrupt:
+        return exit_codes.code_of(error)
+    except KeyboardInterrupt as error:
         print(f"sttts-jax {name}: interrupted", file=sys.stderr)
-        return 130
-    except (*USER_ERRORS, OSError) as error:
-        mendable = isinstance(error, USER_ERRORS) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
-        if not mendable or os.environ.get("STTTS_DEBUG") == "1":
+        return exit_codes.code_of(error)
+    except (*exit_codes.USER_ERRORS, OSError) as error:
+        code = exit_codes.code_of(error)
+        if code != exit_codes.MISTAKE or os.environ.get("STTTS_DEBUG") == "1":
             raise
-        print(f"sttts-jax {name}: error: {_sentence(error)}", file=sys.stderr)
+        print(f"sttts-jax {name}: error: {exit_codes.sentence(error)}", file=sys.stderr)
         _drop_output_that_fails()
-        return 2
+        return code
 
 
 def _drop_output_that_fails() -> None:
@@ -132,18 +110,6 @@ def _unknown(name: str) -> str:
     if close:
         return f"there is no command {name!r}; did you mean {close[0]!r}?"
     return f"there is no command {name!r}; choose one of: {', '.join(COMMANDS)}"
-
-
-def _sentence(error: BaseException) -> str:
-    """The message; of an OSError the file and the cause; of a message that is not this package's, where it is from."""
-    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in DISK_ERRORS):
-        place, advice = error.filename, DISK_ERRORS.get(error.errno or 0)
-        return (f"{place}: " if place else "") + error.strerror + (f"; {advice}" if advice else "")
-    message = str(error).strip() or type(error).__name__
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if frames and not frames[-1].startswith(("sttts_jax", "configs", "__main__", "absl.flags")):
-        message += f" (raised by {frames[-1]}; STTTS_DEBUG=1 shows how it came to that)"
-    return message
 
 
 if __name__ == "__main__":

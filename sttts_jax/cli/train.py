@@ -12,6 +12,7 @@ from absl import flags
 from etils import epy
 from ml_collections import config_flags
 
+from sttts_jax import exit_codes
 from sttts_jax.cli.main import run as run_command
 
 with epy.lazy_imports():  # jax only after the flags are known to be right
@@ -27,22 +28,30 @@ Trains a model, or goes on where the workdir stands: the same command resumes.
   --workdir DIR                 where checkpoints, metrics and the tokenizer go
   --config.KEY=VALUE            another value of any key below
 
-SIGTERM, SIGHUP and Ctrl-C save the step and end; a second Ctrl-C ends at once."""
+SIGTERM, SIGHUP and Ctrl-C save the step and end; a second Ctrl-C ends at once.
+
+Exit codes:"""
 
 
 def main(argv: list[str]) -> int:
-    """Trains. Exit code 0 also after a SIGTERM: the same command goes on."""
+    """Trains. The exit code is 0 only when every step is done."""
     if any(word in ("--help", "-h", "--helpfull") for word in argv):
         print(usage(argv))
         return 0
     config, workdir = _parse(argv)
     try:
-        api.train(config, workdir)
+        state = api.train(config, workdir)
     except KeyboardInterrupt:
-        _leave(130)
+        _leave(exit_codes.INTERRUPTED)
         raise
-    _leave(0)
-    return 0
+    code = exit_code(int(state.step), config)
+    _leave(code)
+    return code
+
+
+def exit_code(step: int, config: Any) -> int:
+    """Of a run that ended without an error after so many steps."""
+    return exit_codes.DONE if step >= config.total_steps else config.checkpoint.preempted_exit_code
 
 
 def _leave(code: int) -> None:
@@ -58,6 +67,8 @@ def usage(argv: list[str]) -> str:
     width = min(shutil.get_terminal_size().columns, 120)
     names = ", ".join(shipped.shipped_configs())
     lines = [*_wrapped(USAGE.format(names=names), width)]
+    for code, meaning in exit_codes.table():
+        lines += textwrap.wrap(f"  {code:<9}{meaning}", width, subsequent_indent=" " * 11)
     words = _with_config_path(argv)
     for path in [word.partition("=")[2].partition(":")[0] for word in words if word.startswith("--config=")]:
         text = ast.get_docstring(ast.parse(Path(path).read_text())) or "has no description"

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-EXIT_CODE = 124  # as `timeout` uses it; launchers restart on it
+from sttts_jax.exit_codes import HANG
 
 
 class Watchdog:
@@ -73,8 +73,8 @@ class Watchdog:
     def _end(self) -> None:
         sys.stderr.write(
             f"watchdog: nothing since {self._last} for {self._limit:g} s; stacks of all threads follow, "
-            f"then exit {EXIT_CODE} (watchdog deadlines are in the config)\n"
+            f"then exit {HANG} (watchdog deadlines are in the config)\n"
         )
         sys.stderr.flush()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        os._exit(EXIT_CODE)
+        os._exit(HANG)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sttts_jax.train.watchdog import EXIT_CODE, Watchdog
+from sttts_jax.exit_codes import HANG
+from sttts_jax.train.watchdog import Watchdog
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -28,13 +29,13 @@ def test_a_hung_step_ends_with_stacks() -> None:
         stuck_in_a_collective()
         """
     )
-    assert ended.returncode == EXIT_CODE
+    assert ended.returncode == HANG
     assert "nothing since step 7 for 0.2 s" in ended.stderr and "stuck_in_a_collective" in ended.stderr
 
 
 def test_a_hung_start_ends() -> None:
     ended = run("Watchdog(startup_s=0.2, step_s=0).start()\ntime.sleep(60)")
-    assert ended.returncode == EXIT_CODE and "nothing since start" in ended.stderr
+    assert ended.returncode == HANG and "nothing since start" in ended.stderr
 
 
 def test_progress_pauses_and_close_leave_a_run_alone() -> None:
@@ -54,7 +55,7 @@ def test_progress_pauses_and_close_leave_a_run_alone() -> None:
         """
     )
     assert ended.stdout.split() == ["paused", "closed"]
-    assert ended.returncode == EXIT_CODE and "nothing since start for 0.1 s" in ended.stderr
+    assert ended.returncode == HANG and "nothing since start for 0.1 s" in ended.stderr
 
 
 def test_no_deadlines_wait_for_ever_and_a_later_one_counts() -> None:
@@ -70,7 +71,7 @@ def test_no_deadlines_wait_for_ever_and_a_later_one_counts() -> None:
         """
     )
     assert ended.stdout.split() == ["waited"]
-    assert ended.returncode == EXIT_CODE and "nothing since save for 0.1 s" in ended.stderr
+    assert ended.returncode == HANG and "nothing since save for 0.1 s" in ended.stderr
 
 
 def test_negative_deadlines_are_refused() -> None:

@@ -1,0 +1,77 @@
+"""How a command ends: its exit code, which launchers act on, and one sentence about an error.
+
+The one owner of both. `sttts-jax train --help` and docs/runs.md show the table.
+"""
+
+import errno
+import traceback
+from collections.abc import Iterator
+
+from absl import flags
+
+DONE = 0
+FAILED = 1
+MISTAKE = 2
+PREEMPTED = 42  # the default of checkpoint.preempted_exit_code
+INTERRUPTED = 130
+NO_READER = 141
+HANG = 170
+
+MEANINGS = {
+    DONE: "everything that was asked is done; of `train`: every step",
+    FAILED: "an error of the program, with a traceback",
+    MISTAKE: "a mistake that the user can mend, in one sentence; trying again would not help",
+    PREEMPTED: "`train` was told to end (SIGTERM, SIGHUP) before its last step, and saved: the same command goes on "
+    "(checkpoint.preempted_exit_code)",
+    INTERRUPTED: "Ctrl-C; `train` saved",
+    NO_READER: "the reader of the output went away",
+    HANG: "nothing went on for a deadline's time, or another process of the run is gone: start all of them again",
+}
+SIGNALLED = "128 + N", "ended by signal N without a word, such as 137 by SIGKILL"
+
+# What a user can mend: told in one sentence. Anything else is a bug and keeps its traceback.
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+    flags.Error,
+)
+# Of other failures of files, those that are a matter of the disk and not of the program.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another place"),
+    errno.EROFS: "choose another place",
+    errno.EFBIG: "choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or its connection fails",
+}
+
+
+def table() -> Iterator[tuple[str, str]]:
+    """(code, what it says), ascending."""
+    yield from ((str(code), meaning) for code, meaning in MEANINGS.items())
+    yield SIGNALLED
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code of a command that ends by this error."""
+    if isinstance(error, BrokenPipeError):
+        return NO_READER
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    mendable = isinstance(error, USER_ERRORS) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
+    return MISTAKE if mendable else FAILED
+
+
+def sentence(error: BaseException) -> str:
+    """The message; of an OSError the file and the cause; of a message that is not this package's, where it is from."""
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in DISK_ERRORS):
+        place, advice = error.filename, DISK_ERRORS.get(error.errno or 0)
+        return (f"{place}: " if place else "") + error.strerror + (f"; {advice}" if advice else "")
+    message = str(error).strip() or type(error).__name__
+    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if frames and not frames[-1].startswith(("sttts_jax", "configs", "__main__", "absl.flags")):
+        message += f" (raised by {frames[-1]}; STTTS_DEBUG=1 shows how it came to that)"
+    return message
