@@ -60,8 +60,6 @@ evaluate() {
     --report "$workdir/report.html" --picture "$workdir/kept_tokens.png"
 }
 
-needs_value() { [[ $# -ge 2 ]] || die "$1 needs a value; see bash launch/demo.sh --help"; }
-
 workdir="runs/demo"
 seed=0
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

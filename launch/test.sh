@@ -8,7 +8,8 @@ usage: bash launch/test.sh [--fast] [--python VERSION] [--newest] [--dry-run] [-
 
 Makes .venv if there is none, installs the package, its dev tools, libtpu, and PyTorch with transformers, against which
 the models are compared (some minutes, once; a CPU build of PyTorch installed in .venv before is kept), then runs
-ruff (check and format), mypy, deptry, vulture, codespell and pytest. The first that fails ends the run with its exit code.
+ruff (check and format), mypy, deptry, vulture, codespell, shellcheck and pytest. The first that fails ends the run with
+its exit code.
 
   --fast             leave out the tests marked slow, multiprocess and aot_tpu
   --python VERSION   use this Python, such as 3.12, in a virtual environment of its own: .venv-3.12
@@ -68,5 +69,6 @@ run "$VENV/bin/deptry" sttts_jax configs
 run "$VENV/bin/deptry" tests --exclude .venv --ignore DEP002,DEP004
 run "$VENV/bin/vulture"
 run "$VENV/bin/codespell"
+run "$VENV/bin/shellcheck" --external-sources launch/*.sh launch/slurm.sbatch .ci/run
 # worksteal: each worker has a stretch of files, which share what jit compiled; who ends first takes of the others'.
 run "$VENV/bin/python" -m pytest --quiet -n "$workers" --dist worksteal --durations 10 ${pytest_args[@]+"${pytest_args[@]}"}
