@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 from etils import epy
 
+from sttts_jax.processes.config import DistributedConfig
+
 if TYPE_CHECKING:
     import ml_collections
 
@@ -76,6 +78,7 @@ def evaluate(
     overwrite: bool = False,
     report: runs.Report | None = None,
     say: Callable[[str], None] | None = None,
+    processes: DistributedConfig | None = None,
 ) -> list[evaluations.Evaluation]:
     """Answers benchmark questions from checkpoints; accuracies with 95 % intervals, one Evaluation a run, in order.
 
@@ -98,10 +101,11 @@ def evaluate(
                      and settings is read, whatever they are called
     report           a page and a picture to write as well, see `Report`
     say              gets progress and the tables, line by line, on the first process
+    processes        how the processes find each other; None: as the environment says
 
     Every process calls the same. Raises FileNotFoundError (no checkpoint) or ValueError before anything is compiled.
     """
-    distributed.init(distributed.DistributedConfig())
+    distributed.init(processes or DistributedConfig())
     if report is not None and jax.process_count() > 1:
         raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
     sweep = evaluations.Sweep(method, pruned_fraction, max_frames, max_fps, max_crops, sampling)

@@ -15,6 +15,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sttts_jax.distributed import check_own
+
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 
@@ -58,7 +60,10 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[Any] | None = None) -> 
     `axes` as in `axis_sizes`. TPU slices joined by a data centre network are laid along `data`.
     Raises ValueError when the sizes do not fit the devices, the slices or the chips' torus.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    if devices is None:
+        devices = jax.devices()
+        check_own(devices)
+    devices = list(devices)
     sizes = axis_sizes(axes, len(devices))
     shape = tuple(sizes.values())
     types = (AxisType.Auto,) * len(AXES)

@@ -54,12 +54,13 @@ def test_a_compiler_that_cannot_be_ended_ends_with_the_process(
 ) -> None:
     """A run that was told to stop while it compiled; the interpreter's own end would abort."""
 
-    def trained(*_: object) -> None:
+    def trained(*_: object) -> types.SimpleNamespace:
         if error is not None:
             raise error
+        return types.SimpleNamespace(step=3)
 
     ends: list[int] = []
-    monkeypatch.setattr(train, "_parse", lambda argv: ({}, "x"))
+    monkeypatch.setattr(train, "_parse", lambda argv: (types.SimpleNamespace(total_steps=3), "x"))
     monkeypatch.setattr(train, "api", types.SimpleNamespace(train=trained))
     monkeypatch.setattr(train, "signals", types.SimpleNamespace(left_behind=lambda: True))
     monkeypatch.setattr(train.os, "_exit", ends.append)

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "sttts_jax"
 
-DEVICES = {"compile_cache", "distributed", "mesh", "sharding", "tpu_flags"}
+DEVICES = {"compile_cache", "distributed", "mesh", "processes", "sharding", "tpu_flags"}
 # Each layer: parts that may stand side by side, none seeing another of its row.
 LAYERS: list[set[str]] = [
     {"dims", "exit_codes", "text_table", "paths"},

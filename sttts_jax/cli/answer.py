@@ -19,17 +19,31 @@ same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from etils import epy
 
-from sttts_jax.cli.arguments import add_method, add_pruned_fraction, add_sampling, check_at_least_one, check_not_empty
+from sttts_jax.cli.arguments import (
+    add_distributed,
+    add_method,
+    add_pruned_fraction,
+    add_sampling,
+    check_at_least_one,
+    check_not_empty,
+    distributed_config,
+)
 from sttts_jax.cli.main import run
 
 with epy.lazy_imports():
-    from sttts_jax import api, paths
+    import jax
+
+    from sttts_jax import api, distributed, paths
     from sttts_jax.data import sampling
     from sttts_jax.data import video as videos
     from sttts_jax.infer import batch, generate
@@ -48,9 +62,38 @@ def main(argv: list[str]) -> int:
     """Prints answers. Raises ValueError with one sentence for a bad file or setting, before any device is touched."""
     args = _parser().parse_args(argv)
     check_not_empty(args, "pruned_fraction", "subtitles", "show", "json", "questions", "out", "style")
+    if args.questions is None:
+        _check(args)
+    distributed.init(distributed_config(args), _tell)
+    if not jax.distributed.is_initialized():
+        return _answer(args)
+    if jax.process_index() > 0:
+        return _follow(args)
+    distributed.everywhere(True)
+    return _answer(args)
+
+
+def _follow(args: argparse.Namespace) -> int:
+    """The part of any other process than the first: computes the same, and says and writes nothing."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        args.out = args.out and _copied(args.out, folder)
+        distributed.everywhere(True)  # the first one waits for it before it writes
+        args.show = args.json = None
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            return _answer(args)
+
+
+def _copied(out: str, folder: str) -> str:
+    """A file of answers of its own, with those that are there."""
+    copy = Path(folder) / "answers.jsonl"
+    if Path(out).exists():
+        shutil.copyfile(out, copy)
+    return str(copy)
+
+
+def _answer(args: argparse.Namespace) -> int:
     if args.questions is not None:
         return _answer_file(args)
-    _check(args)
     generation = _generation(args)
     model = api.open_checkpoint(args.checkpoint, args.dtype, args.method)
     limits = model.checkpoint.data.limits
@@ -209,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default="", metavar="NAME", help="float32 (faster on a CPU) or bfloat16 (default: as trained)")
     add("--show", metavar="OUT.html", help="write a page of what was kept; OUT-2.html for a second video, ..")
     add("--json", metavar="FILE", help="write everything as JSON")
+    add_distributed(parser)
     return parser
 
 

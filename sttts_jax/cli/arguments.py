@@ -1,7 +1,10 @@
 """Arguments that several commands share: how they are declared, read, and refused in one sentence."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
+
+from sttts_jax.processes.config import DistributedConfig
 
 
 def add_pruned_fraction(parser: argparse.ArgumentParser, default: str | None = None, several: bool = False) -> None:
@@ -34,6 +37,26 @@ def add_sampling(parser: argparse.ArgumentParser, default: str | None = None) ->
         help=f"of frames: molmo2, the last one included, or transformers, as its processor does "
         f"(default: {default or 'as trained'})",
     )
+
+
+def add_distributed(parser: argparse.ArgumentParser) -> None:
+    """How several processes find each other: the keys of a config's section of that name."""
+    group = parser.add_argument_group(
+        "several processes",
+        "As the section `distributed` of a run's config (docs/config.md). Launchers and clusters are found by "
+        "themselves; by hand it is these, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+    )
+    for field in dataclasses.fields(DistributedConfig):
+        kind = type(field.default)
+        group.add_argument(
+            f"--distributed.{field.name}", type=kind, default=field.default, metavar=kind.__name__.upper()[:1]
+        )
+
+
+def distributed_config(args: argparse.Namespace) -> DistributedConfig:
+    """What `add_distributed` asked. Raises ValueError for what contradicts itself."""
+    names = [field.name for field in dataclasses.fields(DistributedConfig)]
+    return DistributedConfig(**{name: getattr(args, f"distributed.{name}") for name in names}).check()
 
 
 def words(text: str, flag: str, known: Sequence[str] = ()) -> list[str]:

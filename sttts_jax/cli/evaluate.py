@@ -15,11 +15,13 @@ import sys
 from etils import epy
 
 from sttts_jax.cli.arguments import (
+    add_distributed,
     add_method,
     add_pruned_fraction,
     add_sampling,
     check_at_least_one,
     check_not_empty,
+    distributed_config,
     whole_numbers,
     words,
 )
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> int:
         overwrite=args.overwrite,
         report=report,
         say=lambda line: print(line, flush=True),
+        processes=distributed_config(args),
     )
     for what, file in (("report", args.report), ("picture", args.picture)):
         if file:
@@ -91,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="measure again what is in results.json")
     parser.add_argument("--report", metavar="FILE.html", help="write a page that compares the runs, first task")
     parser.add_argument("--picture", metavar="FILE.png", help="write a picture of kept tokens of a run of STTS")
+    add_distributed(parser)
     return parser
 
 

@@ -14,7 +14,6 @@ import ml_collections
 
 from sttts_jax.ckpt.manager import CheckpointConfig
 from sttts_jax.data.config import DataConfig
-from sttts_jax.distributed import DistributedConfig
 from sttts_jax.mesh import axis_sizes
 from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.lora import LoraConfig
@@ -22,6 +21,7 @@ from sttts_jax.models.overrides import check_keys, with_overrides
 from sttts_jax.models.presets import preset
 from sttts_jax.ops.attention.kernels import KERNELS
 from sttts_jax.ops.remat import remat_policy
+from sttts_jax.processes.config import DistributedConfig
 from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.kinds import check_kinds, check_mapping

@@ -21,8 +21,9 @@ from jax.experimental.multihost_utils import sync_global_devices
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.compile_cache import use_compile_cache
-from sttts_jax.distributed import DistributedConfig, everywhere, gather_json, init, to_host
+from sttts_jax.distributed import everywhere, gather_json, init, to_host
 from sttts_jax.mesh import DataLayout, make_mesh
+from sttts_jax.processes.config import DistributedConfig
 from sttts_jax.sharding import NamedSharding, PartitionSpec
 from sttts_jax.train.signals import StopSignals
 

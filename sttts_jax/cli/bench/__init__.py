@@ -11,7 +11,13 @@
 import argparse
 import os
 
+from etils import epy
+
+from sttts_jax.cli.arguments import add_distributed, distributed_config
 from sttts_jax.cli.bench import data, infer, pruning, suite, torch, tpu, train
+
+with epy.lazy_imports():
+    from sttts_jax import distributed
 
 
 def main(argv: list[str]) -> int:
@@ -19,6 +25,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     # Models that fill a device need all of it; JAX takes three quarters unless told.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    distributed.init(distributed_config(args))
     args.measure(args, "sttts-jax bench " + " ".join(argv))
     return 0
 
@@ -31,4 +38,6 @@ def parser() -> argparse.ArgumentParser:
     subcommands = whole.add_subparsers(required=True, metavar="WHAT")
     for subcommand in (pruning, train, infer, suite, data, torch, tpu):
         subcommand.add(subcommands)
+    for command in subcommands.choices.values():
+        add_distributed(command)
     return whole
