@@ -179,7 +179,7 @@ def _in_slices(
     read: Callable[[str], str | None],
 ) -> Place:
     """A place in one slice, whose hosts are given, or in several of the same size."""
-    slices = {name: read(name) for name in _SLICES if read(name)}
+    slices = {name: value for name in _SLICES if (value := read(name))}
     count = len(hosts) * (_number(slices, _SLICES[1]) if _SLICES[1] in slices else 1)
     if count == 1:
         return ALONE
