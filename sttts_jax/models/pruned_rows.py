@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.ops.attention.row_rule import RowRule
+from sttts_jax.ops.compact import in_lines, set_positions
 from sttts_jax.pruning.select import Kept
 
 
@@ -46,7 +47,6 @@ def prune_rows(batch: dict[str, jax.Array], kept: Kept, length: int, positions: 
 def _prune_row(row: dict[str, jax.Array], kept: Kept, length: int, positions: str, extra: int) -> PrunedRows:
     cells, capacity = kept.inverse.shape[0], kept.ids.shape[0]  # F*C, K
     visual_rows = capacity + extra  # X
-    unpruned = row["tokens"].shape[0]  # U
     # Visual row of every token before the drop: kept cells, then image windows; dropped cells and text have none.
     cell = row["cells"]  # [U]
     stream = jnp.take(kept.inverse, jnp.clip(cell, 0, cells - 1))  # [U]
@@ -55,7 +55,7 @@ def _prune_row(row: dict[str, jax.Array], kept: Kept, length: int, positions: st
     real = row["example"] >= 0  # [U]
     alive = real & ((cell < 0) | (visual < visual_rows))  # [U]
 
-    place = jnp.sort(jnp.where(alive, jnp.arange(unpruned, dtype=jnp.int32), unpruned))[:length]  # [S], U for padding
+    place = set_positions(in_lines(alive), length)  # [S], U or more for padding
 
     def take(x: jax.Array, fill: int) -> jax.Array:
         return jnp.take(x, place, mode="fill", fill_value=fill)  # [U] -> [S]
@@ -66,7 +66,7 @@ def _prune_row(row: dict[str, jax.Array], kept: Kept, length: int, positions: st
     example, visual = take(row["example"], -1), take(visual, visual_rows)
     rule = RowRule.of(take(row["vision"], False), example, take(row["segment"], -1))
     # The inverse of `visual`, without a scatter: tokens sorted by visual row, and where each row's stands among them.
-    owner, token = jax.lax.sort((visual, jnp.arange(length, dtype=jnp.int32)), num_keys=1)  # [S] each
+    owner, token = jax.lax.sort((visual, jnp.arange(length, dtype=jnp.int32)), num_keys=1, is_stable=False)  # [S] each
     start = jnp.searchsorted(owner, jnp.arange(visual_rows, dtype=jnp.int32))  # [X]
     found = jnp.take(owner, start, mode="fill", fill_value=-1) == jnp.arange(visual_rows)  # [X]
     inverse = jnp.where(found, jnp.take(token, start, mode="clip"), length)  # [X]

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sttts_jax.ops.compact import in_lines, places, set_positions
+
 
 class LossSums(NamedTuple):
     """Sums over tokens, float32 scalars; add those of several batches, then divide.
@@ -56,25 +58,27 @@ def head_loss(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be a positive number of positions.")
     chunk = min(chunk, hidden.shape[1])
-    # Positions with weight first, each row by itself; those of the overhang repeat the last one, without weight.
-    unused = weights <= 0
-    order = jnp.argsort(unused, axis=1, stable=True)  # [B, S]
-    length = hidden.shape[1]
-    order = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")  # [B, n * chunk]; weights and targets likewise
-    weights = jnp.where(jnp.arange(order.shape[1]) < length, jnp.take_along_axis(weights, order, axis=1), 0)
-    targets = jnp.take_along_axis(targets, order, axis=1)
-    used = jnp.max(jnp.sum(~unused, axis=1))  # of the longest row
-    plan = _Chunks(order, targets, jnp.maximum(weights.astype(jnp.float32), 0.0), -(-used // chunk))
+    # Positions with weight, each row's by itself; those after the last one stand for nothing and have no weight.
+    used = weights > 0  # [B, S]
+    lines = in_lines(used)  # [B, n, m]
+    padded = hidden.shape[1] + -hidden.shape[1] % chunk  # n * chunk
+    order = jax.vmap(lambda row: set_positions(row, padded))(lines)  # [B, n * chunk]
+    weights = jnp.take_along_axis(weights, order, axis=1, mode="fill", fill_value=0)  # and targets likewise
+    targets = jnp.take_along_axis(targets, order, axis=1, mode="clip")
+    back = places(lines).reshape(used.shape[0], -1)[:, : used.shape[1]]  # [B, S], where a position went
+    longest = jnp.max(jnp.sum(used, axis=1))  # row
+    plan = _Chunks(order, targets, weights.astype(jnp.float32), jnp.where(used, back, padded), -(-longest // chunk))
     return _head_loss(hidden, head, plan, chunk)
 
 
 class _Chunks(NamedTuple):
-    """Positions int32 [B, n * chunk] in the order in which they meet the head, their targets and weights, and how many
-    chunks have any weight."""
+    """Positions int32 [B, n * chunk] in the order in which they meet the head, S or more for none, their targets and
+    weights; where each position [B, S] went, n * chunk if it has no weight; and how many chunks have any weight."""
 
     order: jax.Array
     targets: jax.Array
     weights: jax.Array
+    back: jax.Array
     chunks: jax.Array
 
     def part(self, i: jax.Array, hidden: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -83,8 +87,8 @@ class _Chunks(NamedTuple):
         return _take(hidden, order), targets, weights
 
 
-# Rows of a batch each by itself: on a mesh, no row leaves its device.
-_take = jax.vmap(lambda x, index: jnp.take(x, index, axis=0, mode="clip"))
+# Zeros for an index beyond the end. Rows of a batch each by itself: on a mesh, no row leaves its device.
+_take = jax.vmap(lambda x, index: jnp.take(x, index, axis=0, mode="fill", fill_value=0))
 
 
 def _logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
@@ -124,11 +128,11 @@ def _head_loss_bwd(chunk: int, saved: tuple, g: LossSums) -> tuple[jax.Array, ja
         dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, part, i * chunk, axis=1)  # [B, n * chunk, E], in order
         return dhidden, dhead + jnp.einsum("bsy,bse->ye", slope, states, preferred_element_type=jnp.float32)
 
-    batch, length, width = hidden.shape
+    batch, _, width = hidden.shape
     zero = jnp.zeros((batch, plan.order.shape[1], width), hidden.dtype), jnp.zeros(head.shape, jnp.float32)
     dhidden, dhead = jax.lax.fori_loop(0, plan.chunks, add, zero)
-    back = jnp.argsort(plan.order[:, :length], axis=1)  # a gather, where the gradient of one would scatter
-    return _take(dhidden, back), dhead.astype(head.dtype), None
+    # A gather, where the gradient of one would scatter.
+    return _take(dhidden, plan.back), dhead.astype(head.dtype), None
 
 
 _head_loss.defvjp(_head_loss_fwd, _head_loss_bwd)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sttts_jax.ops.compact import places, set_positions
 from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.frame_rows import FrameRows
 
@@ -71,16 +72,36 @@ def _n_kept_of_item(rows: FrameRows, fraction: Fraction, cells: int) -> jax.Arra
 def _select_row(best: jax.Array, rows: FrameRows, kept: jax.Array, capacity: int) -> Kept:
     """best [F, C], rows [F], kept int32 [F]: survivors of the item of each frame."""
     frames, cells = best.shape
-    total = frames * cells
-    ids = jnp.arange(total, dtype=jnp.int32)  # [R]
-    item = jnp.repeat(jnp.where(rows.valid, rows.item, frames).astype(jnp.int32), cells)  # [R], F: padding
-    # Sorted by item, then by falling score, then by position: an item's survivors are the head of its own stretch.
-    item, _, order = jax.lax.sort((item, -best.reshape(-1), ids), num_keys=2, is_stable=True)  # [R] each
-    start = jax.lax.cummax(jnp.where(jnp.diff(item, prepend=-1) != 0, ids, 0))  # [R], where its item's stretch begins
-    alive = (item < frames) & (ids - start < jnp.repeat(kept, cells)[order])  # [R], in the sorted order
-    mask = jax.lax.sort((order, alive.astype(jnp.int32)), num_keys=1)[1].astype(bool)  # [R], in the order of cells
-    stream = jnp.sort(jnp.where(mask, ids, total))  # [R], survivors first; cut or padded to [K]:
-    stream = stream[:capacity] if capacity <= total else jnp.pad(stream, (0, capacity - total), constant_values=total)
-    place = jnp.cumsum(mask, dtype=jnp.int32) - 1  # [R]
-    inverse = jnp.where(mask & (place < capacity), place, capacity)  # [R]
-    return Kept(mask.reshape(frames, cells), stream, inverse)
+    mask = _best_of_items(_ranks(best), rows, kept)  # [F, C]
+    place = places(mask)  # [F, C]
+    inverse = jnp.where(mask & (place < capacity), place, capacity)  # [F, C]
+    return Kept(mask, set_positions(mask, capacity), inverse.reshape(frames * cells))
+
+
+def _ranks(x: jax.Array) -> jax.Array:
+    """uint32 numbers in the order of the floats x, which hold no NaN; equal ones for 0 and -0."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _best_of_items(ranks: jax.Array, rows: FrameRows, kept: jax.Array) -> jax.Array:
+    """bool [F, C]: the `kept` cells of highest rank of every item, the earlier ones of equals; ranks uint32 [F, C].
+
+    The rank that the last of them has is found bit by bit, as a sort would take a TPU's compiler half a minute.
+    """
+    frames = ranks.shape[0]
+    same = (rows.item[:, None] == rows.item) & rows.valid  # [F, F]
+
+    def of_items(chosen: jax.Array, frame: jax.Array) -> jax.Array:
+        """int32 [F]: how many of bool [F, C] are chosen in those frames, bool [F, F], that count for each."""
+        return jnp.sum(jnp.where(frame, jnp.sum(chosen, axis=1, dtype=jnp.int32), 0), axis=1)
+
+    def add_bit(i: jax.Array, last: jax.Array) -> jax.Array:
+        higher = last | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))  # [F]
+        return jnp.where(of_items(ranks >= higher[:, None], same) >= kept, higher, last)
+
+    last = jax.lax.fori_loop(0, 32, add_bit, jnp.zeros(frames, jnp.uint32))[:, None]  # [F, 1]
+    above, equal = ranks > last, ranks == last  # [F, C]
+    room = kept - of_items(above, same) - of_items(equal, jnp.tril(same, -1))  # [F], for equals of this frame
+    before = jnp.cumsum(equal, axis=1, dtype=jnp.int32) - equal  # [F, C]
+    return above | (equal & (before < room[:, None]))
