@@ -110,6 +110,8 @@ def evaluate(
         raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
     sweep = evaluations.Sweep(method, pruned_fraction, max_frames, max_fps, max_crops, sampling)
     found = evaluations.plan(workdirs, tasks, sweep, limit, data_dir, out, overwrite)
+    if report is not None:
+        runs.check_report(found, report)
     evaluations.measure(found, batch, seed, frame_buckets, say)
     if say is not None and jax.process_index() == 0:
         say(table.summary(found))

@@ -47,6 +47,7 @@ DISK_ERRORS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk or its connection fails",
 }
+NO_MEMORY = "memory runs out; ask for less at a time: fewer rows, frames, tokens or questions"
 
 
 def table() -> Iterator[tuple[str, str]]:
@@ -62,7 +63,13 @@ def code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     mendable = isinstance(error, USER_ERRORS) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
-    return MISTAKE if mendable else FAILED
+    return MISTAKE if mendable or _is_of_memory(error) else FAILED
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Of the host, or of a device, as XLA says it."""
+    said = ("RESOURCE_EXHAUSTED", "Out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in said))
 
 
 def sentence(error: BaseException) -> str:
@@ -71,6 +78,8 @@ def sentence(error: BaseException) -> str:
         place, advice = error.filename, DISK_ERRORS.get(error.errno or 0)
         return (f"{place}: " if place else "") + error.strerror + (f"; {advice}" if advice else "")
     message = str(error).strip() or type(error).__name__
+    if _is_of_memory(error):
+        return f"{NO_MEMORY} ({message.splitlines()[0][:200]})"
     frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     if frames and not frames[-1].startswith(("sttts_jax", "configs", "__main__", "absl.flags")):
         message += f" (raised by {frames[-1]}; STTTS_DEBUG=1 shows how it came to that)"

@@ -4,12 +4,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import stat
 import tempfile
 from typing import Any
 
 from etils import epath
 
 PathLike = str | os.PathLike[str]
+_KINDS = {stat.S_IFREG: "", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def as_path(path: PathLike) -> epath.Path:
@@ -46,13 +48,20 @@ def file_name(text: str, most: int = 80) -> str:
     return f"{plain[: most - 9].strip('.')}-{digest}"
 
 
+def other_kind(mode: int) -> str:
+    """What is there in the place of a file, by the mode of `os.stat`; "" for a regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
 def check_writable(path: PathLike) -> None:
-    """Raises ValueError for a local file that cannot be written where it is to lie; makes nothing."""
+    """Raises ValueError for a local file that cannot be written where it is to lie; makes nothing.
+
+    Nothing but a regular file is replaced: not /dev/null, nor a pipe.
+    """
     target = as_path(path)
     if not is_local(target):
         return
-    if target.is_dir():
-        raise ValueError(f"{path} is a directory; give the name of a file")
+    _refuse_other_kinds(target, path)
     there = next(parent for parent in target.parents if parent.exists())
     if not there.is_dir():
         raise ValueError(f"{path} cannot be written, because {there} is a file; choose another place")
@@ -60,9 +69,15 @@ def check_writable(path: PathLike) -> None:
         raise ValueError(f"{path} cannot be written, because {there} is read-only; choose another place")
 
 
+def _refuse_other_kinds(target: epath.Path, name: PathLike) -> None:
+    kind = other_kind(os.stat(target).st_mode) if target.exists() else ""
+    if kind:
+        raise ValueError(f"{name} is {kind}; give the name of a file")
+
+
 def write_bytes(path: PathLike, data: bytes) -> None:
     """Writes the file whole or not at all, parents made: a temporary neighbour, fsync, rename. Raises OSError with its
-    name.
+    name, ValueError in the place of a folder, a pipe or a device.
 
     Object stores replace an object in one piece by themselves, so a gs:// path is written directly.
     """
@@ -70,8 +85,9 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     if not is_local(target):
         target.write_bytes(data)
         return
+    _refuse_other_kinds(target, path)
     try:
-        _write_local(target, data)
+        _write_local(epath.Path(os.path.realpath(target)), data)  # a link stays one
     except OSError as error:  # with the name of the file, not of its temporary neighbour
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -109,10 +125,19 @@ def write_json(path: PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_bytes(path: PathLike) -> bytes:
+    """What a file holds. Raises ValueError for what would be waited for or read for ever: pipes and devices."""
+    file = as_path(path)
+    kind = other_kind(os.stat(file).st_mode) if is_local(file) else ""
+    if kind:
+        raise ValueError(f"{file} is not a file but {kind}")
+    return file.read_bytes()
+
+
 def read_json(path: PathLike) -> Any:
     """The value of a JSON file. Raises ValueError that names the file when it is not JSON."""
-    file = as_path(path)
+    file, text = as_path(path), read_bytes(path)
     try:
-        return json.loads(file.read_text())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); it is truncated or not a file of this program") from None

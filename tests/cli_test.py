@@ -101,6 +101,11 @@ def test_help_is_light() -> None:
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: No space left on device; free some space"),
         (OSError(errno.EROFS, "Read-only file system", "a/b"), "a/b: Read-only file system; choose another place"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some space"),
+        (MemoryError(), "memory runs out; ask for less at a time"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\n.."),
+            "memory runs out; ask",
+        ),
     ],
 )
 def test_user_mistakes_are_one_sentence(error: Exception, expected: str, capsys) -> None:

@@ -74,11 +74,32 @@ def test_places_that_cannot_be_written_are_known_before(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="because .*/file is a file; choose another place"):
         paths.check_writable(tmp_path / "file/new/a.json")
-    with pytest.raises(ValueError, match="is a directory; give the name of a file"):
+    with pytest.raises(ValueError, match="is a folder; give the name of a file"):
         paths.check_writable(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only file system
     with pytest.raises(ValueError, match=f"because {tmp_path} is read-only; choose another place"):
         paths.check_writable(tmp_path / "new/a.json")
+
+
+def test_nothing_but_files_is_replaced_or_read(tmp_path: Path) -> None:
+    """A pipe would be waited for, and root could put a file in the place of a device."""
+    os.mkfifo(tmp_path / "pipe.json")
+    for place in (tmp_path / "pipe.json", tmp_path):
+        with pytest.raises(ValueError, match="is a (pipe|folder); give the name of a file"):
+            paths.check_writable(place)
+        with pytest.raises(ValueError, match="is a (pipe|folder); give the name of a file"):
+            paths.write_json(place, 1)
+        with pytest.raises(ValueError, match="is not a file but a (pipe|folder)"):
+            paths.read_json(place)
+    with pytest.raises(ValueError, match="/dev/null is a device; give the name of a file"):
+        paths.check_writable(os.devnull)
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    paths.write_json(tmp_path / "link.json", 1)
+    paths.write_json(tmp_path / "link.json", 2)
+    assert (tmp_path / "link.json").is_symlink() and paths.read_json(tmp_path / "a.json") == 2
 
 
 def test_names_of_files_differ_where_texts_do() -> None:

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.data_state import DataState
-from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, context
+from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, saving_context
 from sttts_jax.ckpt.workdir import Workdir
 
 
@@ -23,7 +23,7 @@ def save_aborted(
     """Writes the step and waits for it; an older one goes. All processes call. Returns where it lies."""
     place = workdir.aborted / str(step)
     older = [number for number in files.list_steps(workdir.aborted) if number != step]
-    with context():
+    with saving_context():
         ocp.save_checkpointables(place, {PARAMS: params, OPT: opt, DATA: data, META: dict(meta)}, overwrite=True)
     if jax.process_index() == 0:
         for number in older:

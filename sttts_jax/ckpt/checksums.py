@@ -6,11 +6,14 @@ read: no file is read twice for them. OCDBT's own nodes carry crc32c as well. Wh
 
 import functools
 import hashlib
+from importlib.metadata import version
 from typing import Any
 
 import tensorstore as ts
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
+
+from sttts_jax.paths import read_bytes
 
 CRC32C = {"name": "crc32c"}
 SHARDED = "sharding_indexed"  # the codec whose inner codecs Orbax's chunks go through
@@ -18,7 +21,7 @@ SHARDED = "sharding_indexed"  # the codec whose inner codecs Orbax's chunks go t
 
 def digest(file: epath.Path) -> str:
     """SHA-256 of a small file, hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 def has_checksums(array: ts.TensorStore) -> bool:
@@ -33,10 +36,15 @@ def has_checksums(array: ts.TensorStore) -> bool:
 def add_to_orbax() -> None:
     """From now on every array that Orbax saves has the codec, behind its own.
 
-    Orbax (0.12.8) has no option for codecs, so the one function that names them is replaced. Where another version has
-    none, or names them elsewhere, saving fails at once: arrays without checksums are not written.
+    Orbax (0.12.5 to 0.12.8) has no option for codecs, so the one function that names them is replaced. Raises
+    ValueError where another version has none: arrays without checksums are not written.
     """
-    named = tensorstore_utils._build_zarr3_metadata
+    named = getattr(tensorstore_utils, "_build_zarr3_metadata", None)
+    if named is None:
+        raise ValueError(
+            f"orbax-checkpoint {version('orbax-checkpoint')} would save arrays without checksums; install 0.12.5 to "
+            "0.12.8"
+        )
 
     def metadata(*args: Any, **kwargs: Any) -> dict[str, Any]:
         made = named(*args, **kwargs)

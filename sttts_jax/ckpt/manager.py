@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.meta import check_config, check_layout
-from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, context, load_step, read_step_meta
+from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, load_step, read_step_meta, saving_context
 from sttts_jax.ckpt.verify import first_line, problem_everywhere
 from sttts_jax.ckpt.whole import none_is_whole, say_used
 from sttts_jax.distributed import everywhere
@@ -195,7 +195,7 @@ class Manager:
                 keep.append(_best(self._config.best_metric))
             self._writer = ocp.training.Checkpointer(
                 self.directory,
-                context=context(),
+                context=saving_context(),
                 preservation_policy=_keep.AnyPreservationPolicy(keep),
             )
         return self._writer

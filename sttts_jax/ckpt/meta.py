@@ -48,9 +48,10 @@ def build_meta(
     data_layout: Mapping[str, int],
     counters: Mapping[str, Any],
     fresh: Sequence[str] = (),
+    tokenizer: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The dict to save as `meta`. `counters`: skipped steps, clock totals, host state. `fresh`: names of the parameters
-    that were drawn at random and never trained.
+    that were drawn at random and never trained. `tokenizer`: see `ckpt.content.tokenizer_digests`.
 
     Raises ValueError when something in it is not plain JSON (a numpy scalar, a NaN, a tuple key).
     """
@@ -61,6 +62,7 @@ def build_meta(
         "data_layout": dict(data_layout),
         "counters": dict(counters),
         **({"fresh": list(fresh)} if fresh else {}),
+        **({"tokenizer": dict(tokenizer)} if tokenizer else {}),
     }
     try:
         json.dumps(meta, allow_nan=False)

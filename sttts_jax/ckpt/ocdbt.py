@@ -7,10 +7,18 @@ from etils import epath
 
 from sttts_jax.paths import is_local
 
+_ARRAY = "/zarr.json"  # where the metadata of one lies, behind its name
+
 
 def base_store(folder: epath.Path) -> Any:
     """The spec of the plain files below a folder."""
     return {"driver": "file", "path": f"{folder}/"} if is_local(folder) else f"{folder}/"
+
+
+def stored_arrays(folder: epath.Path) -> list[str]:
+    """The keys that zarr arrays are kept under, such as "w.kernel". Raises ValueError where the database is damaged."""
+    keys = ts.KvStore.open({"driver": "ocdbt", "base": base_store(folder)}).result().list().result()
+    return [key.decode().removesuffix(_ARRAY) for key in keys if key.decode().endswith(_ARRAY)]
 
 
 def file_of(folder: epath.Path, key: str) -> str:

@@ -22,13 +22,18 @@ class TreeMismatch(ValueError):
 
 
 def context() -> ocp.Context:
-    """Orbax settings shared by reads and writes: `meta` is one readable JSON file, arrays carry checksums."""
-    add_to_orbax()
+    """Orbax settings shared by reads and writes: `meta` is one readable JSON file."""
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=META)
     result = ocp.Context()
     result.checkpointables.registry = registry
     return result
+
+
+def saving_context() -> ocp.Context:
+    """`context` for writes: arrays get checksums. Raises ValueError where this version of Orbax cannot give them."""
+    add_to_orbax()
+    return context()
 
 
 def read_meta(directory: PathLike) -> dict[str, Any]:

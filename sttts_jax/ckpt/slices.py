@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sttts_jax.ckpt.checksums import CRC32C
 from sttts_jax.ckpt.ocdbt import base_store
-from sttts_jax.ckpt.restore import META, PARAMS, context
+from sttts_jax.ckpt.restore import META, PARAMS, saving_context
 from sttts_jax.paths import PathLike, as_path
 
 CHUNK_BYTES = 32 * 2**20  # at most, of what is written or read at once
@@ -36,7 +36,7 @@ Index = tuple[Any, ...]  # numbers and slices, one an axis from the first on; th
 def create_step(step_path: PathLike, leaves: Iterable[str], meta: Mapping[str, Any]) -> None:
     """A step directory with `meta`, and a placeholder for each leaf 'a/b/c'; replace all of them by `create_leaf`."""
     tree = unflatten_dict({name: np.zeros(1, np.float32) for name in leaves}, sep="/")
-    with context():
+    with saving_context():
         ocp.save_checkpointables(as_path(step_path), {PARAMS: tree, META: dict(meta)})
 
 

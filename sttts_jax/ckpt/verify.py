@@ -12,7 +12,7 @@ from etils import epath
 
 from sttts_jax.ckpt import files
 from sttts_jax.ckpt.meta import FormatMismatch
-from sttts_jax.ckpt.ocdbt import file_of
+from sttts_jax.ckpt.ocdbt import file_of, stored_arrays
 from sttts_jax.ckpt.restore import DATA, read_step_meta, read_tree
 from sttts_jax.ckpt.slices import COARSE_BYTES, chunk_of, open_leaf, regions
 from sttts_jax.distributed import gather_json
@@ -68,8 +68,26 @@ def _read_part(step: epath.Path, part: str) -> None:
         for file in folder.glob("*.json") if folder.exists() else ():
             read_json(file)
         return
-    for name in _share(leaf_names(read_tree(step, part))):
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder.name} is missing")
+    # As they are stored, and only then by Orbax, which prints pages about what it cannot open.
+    stored = _stored(folder)
+    for name in _share(stored):
         _read_leaf(step, part, name)
+    lost = next((name for name in leaf_names(read_tree(step, part)) if name not in set(stored)), None)
+    if lost is not None:
+        raise ValueError(f"the array {lost} of {part} is missing")
+
+
+def _stored(folder: epath.Path) -> list[str]:
+    """Names of the arrays in a database."""
+    try:
+        names = stored_arrays(folder)
+    except ValueError as error:
+        if _is_no_damage(error):
+            raise
+        raise ValueError(f"the file {folder.name}/{_file_of_chunk(folder, str(error))} {_cause(error)}") from error
+    return [name.replace(".", "/") for name in names]
 
 
 def _read_leaf(step: epath.Path, part: str, name: str) -> None:
@@ -88,7 +106,10 @@ def _cause(error: ValueError) -> str:
 
 
 def _file_of_chunk(folder: epath.Path, message: str) -> str:
-    """The file that an error of TensorStore is about, which names the chunk alone, or the file where a node is bad."""
+    """The file that an error of TensorStore is about, which names the file of a bad node, else the chunk alone."""
+    node = re.search(rf'of local file "{re.escape(str(folder))}/([^"]*[^"/])"', message)
+    if node:
+        return node[1]
     chunk = re.search(r'"([^"]+/c[^"]*)" in OCDBT', message)
     try:
         return (chunk and file_of(folder, chunk[1])) or "manifest.ocdbt"

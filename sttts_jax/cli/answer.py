@@ -55,6 +55,7 @@ with epy.lazy_imports():
 
 PLAIN = "user_qa"  # puts nothing before a question
 # What a file of questions says itself, or has no place for.
+OF_VIDEOS = ("start", "end", "subtitles", "show", "pruned_fraction", "max_frames", "max_fps", "sampling")
 ONE_BY_ONE = ("video", "image", "question", "start", "end", "subtitles", "show", "json")
 
 
@@ -157,8 +158,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("there is nothing to ask; give --question TEXT, or --questions FILE.jsonl with --out")
     if not args.video and not args.image:
         raise ValueError("there is nothing to look at; give --video FILE or --image FILE")
-    if not args.video and (args.start is not None or args.end is not None or args.subtitles or args.show):
-        raise ValueError("--start, --end, --subtitles and --show are about a video; give --video FILE")
+    if not all([*args.video, *args.image]):
+        raise ValueError("--video or --image is empty; give a file, or leave it out")
+    _refuse_needless(args)
     if args.subtitles and len(args.video) > 1:
         raise ValueError("--subtitles belong to one video; give one --video")
     if args.show and Path(args.show).suffix != ".html":
@@ -170,6 +172,15 @@ def _check(args: argparse.Namespace) -> None:
     if "-" in args.question and (len(args.question) > 1 or len(args.video) > 1):
         raise ValueError("--question - goes with no other --question and with one --video")
     check_at_least_one(args, "max_frames", "max_new_tokens")
+
+
+def _refuse_needless(args: argparse.Namespace) -> None:
+    """What is about a video goes with one, and what is about images with some."""
+    for name in OF_VIDEOS:
+        if not args.video and getattr(args, name) is not None:
+            raise ValueError(f"--{name} is about a video; give --video FILE, or leave it out")
+    if not args.image and args.max_crops is not None:
+        raise ValueError("--max_crops is about images; give --image FILE, or leave it out")
 
 
 def _scenes(model: models.Model, args: argparse.Namespace) -> Iterator[scenes.Scene]:

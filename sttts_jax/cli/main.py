@@ -71,7 +71,7 @@ def run(name: str, command: Command, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"sttts-jax {name}: interrupted", file=sys.stderr)
         return exit_codes.code_of(error)
-    except (*exit_codes.USER_ERRORS, OSError) as error:
+    except (*exit_codes.USER_ERRORS, OSError, RuntimeError, MemoryError) as error:
         code = exit_codes.code_of(error)
         if code != exit_codes.MISTAKE or os.environ.get("STTTS_DEBUG") == "1":
             raise

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from sttts_jax.convert.safetensors_files import INDEX
-from sttts_jax.paths import PathLike, as_path, is_local
+from sttts_jax.paths import PathLike, as_path, is_local, read_bytes
 
 SIDE_SUFFIXES = (".json", ".txt", ".jinja")
 CONFIG = "config.json"
@@ -50,13 +51,13 @@ def check_room(target: PathLike, nbytes: int) -> None:
 def whole_directory(path: PathLike) -> Iterator[epath.Path]:
     """A temporary neighbour to write into, renamed to `path` when the block ends, removed when it raises.
 
-    A SIGTERM that would end the process on the spot ends it by way of this removal. Raises as `check_target`, and
-    ValueError where the disk is full or read-only.
+    A SIGTERM or SIGHUP that would end the process on the spot ends it by way of this removal. Raises as
+    `check_target`, and ValueError where the disk is full or read-only.
     """
     check_target(path)
     target = as_path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    with _unwound_by_sigterm(), _disk_named(target):
+    with _unwound_by_signals(), _disk_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
@@ -95,25 +96,24 @@ def _take_place(directory: epath.Path, target: epath.Path) -> None:
 
 
 @contextlib.contextmanager
-def _unwound_by_sigterm() -> Iterator[None]:
-    """A SIGTERM that nobody handles raises SystemExit meanwhile; a handler of the caller's stays."""
+def _unwound_by_signals() -> Iterator[None]:
+    """A SIGTERM or SIGHUP that nobody handles raises SystemExit meanwhile; a handler of the caller's stays, and so does
+    being deaf to it (nohup).
+    """
 
     def stop(number: int, frame: Any) -> None:
-        del number, frame
-        raise SystemExit(128 + signal.SIGTERM)
+        del frame
+        raise SystemExit(128 + number)
 
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    try:
-        signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
+    own = threading.current_thread() is threading.main_thread()  # others may set none
+    caught = [name for name in (signal.SIGTERM, signal.SIGHUP) if own and signal.getsignal(name) is signal.SIG_DFL]
+    for name in caught:
+        signal.signal(name, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for name in caught:
+            signal.signal(name, signal.SIG_DFL)
 
 
 def side_files(folder: epath.Path) -> list[epath.Path]:
@@ -127,7 +127,7 @@ def copy_files(files: list[epath.Path], folder: epath.Path) -> None:
     """Byte for byte."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
-        (folder / file.name).write_bytes(file.read_bytes())
+        (folder / file.name).write_bytes(read_bytes(file))
 
 
 def size_text(nbytes: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from sttts_jax.ckpt import files
+from sttts_jax.ckpt.content import tokenizer_digests
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.convert.conversion import Conversion
@@ -66,10 +67,9 @@ def convert_from_hf(
     config = imported_config(plan)
     RunConfig.build(config)
     if not dry_run:
-        meta = build_meta(step=0, config=config, data_layout=LAYOUT, counters=COUNTERS, fresh=plan.fresh)
         kept = [] if source is None else side_files(as_path(source))
         with whole_directory(target) as folder:
-            _write(plan, folder, meta, words, kept)
+            _write(plan, Workdir(folder), config, words, kept)
     return Conversion.of(plan, target, begun, dry_run, fresh=tuple(plan.fresh))
 
 
@@ -90,14 +90,15 @@ def _planned(
 
 
 def _write(
-    plan: ImportPlan, folder: epath.Path, meta: dict[str, Any], tokenizer: Tokenizer, kept: list[epath.Path]
+    plan: ImportPlan, workdir: Workdir, config: dict[str, Any], tokenizer: Tokenizer, kept: list[epath.Path]
 ) -> None:
-    workdir = Workdir(folder)
     steps = workdir.checkpoints
     steps.mkdir()
+    tokenizer.save(workdir.tokenizer)
+    words = tokenizer_digests(workdir)
+    meta = build_meta(step=0, config=config, data_layout=LAYOUT, counters=COUNTERS, fresh=plan.fresh, tokenizer=words)
     write_plan(plan, files.step_directory(steps, 0), meta)
     files.record_files(steps, 0)
-    tokenizer.save(workdir.tokenizer)
     if kept:
         copy_files(kept, workdir.hf_files)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from sttts_jax.ckpt.content import check_tokenizer
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.meta import saved_config
 from sttts_jax.ckpt.restore import read_step_meta
@@ -58,8 +59,10 @@ def convert_to_hf(
     if shard_gb <= 0:
         raise ValueError(f"shard_gb {shard_gb} must be positive")
     step = whole_step(source)
-    saved = saved_config(read_step_meta(step))
-    vlm, workdir = RunConfig.build(saved).vlm, Workdir.of_step(step)
+    meta, workdir = read_step_meta(step), Workdir.of_step(step)
+    check_tokenizer(meta, workdir)
+    saved = saved_config(meta)
+    vlm = RunConfig.build(saved).vlm
     side = side_folder(workdir, saved)
     base = None if side is None else read_json(side / CONFIG)
     style = as_style(names) if names else style_of(base) if base else "hub"

@@ -7,7 +7,7 @@ from typing import Any, Self
 from sttts_jax.data.decode_limits import USUAL_LIMITS, DecodeLimits
 from sttts_jax.data.sampling import RULES, FrameSampling
 from sttts_jax.data.schema import POOL, RowShape
-from sttts_jax.pruning.budget import as_fraction, n_kept
+from sttts_jax.pruning.budget import MOST_FRAMES, as_fraction, n_kept
 
 MAX_SEED = 4_000_000  # every source has seeds of its own, made from this one, of 32 bits
 DEFAULT_DATA_DIR = "~/.cache/sttts_jax/data"
@@ -178,6 +178,8 @@ class DataConfig:
             raise ValueError(f"data.max_fps={self.max_fps} must be positive and finite, or None for equal steps")
         if not 0 <= self.bad_share <= 1:
             raise ValueError(f"data.bad_share={self.bad_share} must be a share from 0 to 1")
+        if self.frames_per_row > MOST_FRAMES:
+            raise ValueError(f"data.frames_per_row={self.frames_per_row} must be at most {MOST_FRAMES:,}")
         if self.max_frames > self.frames_per_row:
             raise ValueError(
                 f"data.frames_per_row={self.frames_per_row} cannot hold max_frames={self.max_frames}; raise it"

@@ -2,12 +2,11 @@
 
 import hashlib
 import os
-import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+from sttts_jax.paths import other_kind
 
 
 def source_name(source: str | Path | bytes, name: str | None) -> str:
@@ -23,9 +22,9 @@ def open_file(path: str | Path, name: str, error: type[ValueError]) -> BinaryIO:
     """
     try:
         found = os.stat(path)
-        kind = stat.S_IFMT(found.st_mode)
-        if kind != stat.S_IFREG:
-            raise error(f"{name}: is not a file but {KINDS.get(kind, 'a device')}")
+        kind = other_kind(found.st_mode)
+        if kind:
+            raise error(f"{name}: is not a file but {kind}")
         if found.st_size == 0:
             raise error(f"{name}: is empty")
         # Without waiting, should a pipe have taken the file's place in between.

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sttts_jax.pruning.budget import MOST_FRAMES
+
 RULES = ("molmo2", "transformers")
 
 
@@ -30,8 +32,8 @@ class FrameSampling:
             raise ValueError(f"sampling={self.rule!r} is unknown; choose one of {', '.join(RULES)}")
         frames: Any = self.max_frames
         rate: Any = self.max_fps
-        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-            raise ValueError(f"max_frames={frames!r} must be positive and whole")
+        if isinstance(frames, bool) or not isinstance(frames, int) or not 1 <= frames <= MOST_FRAMES:
+            raise ValueError(f"max_frames={frames!r} must be positive and whole, at most {MOST_FRAMES:,}")
         if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
             raise ValueError(f"max_fps={rate!r} must be positive and finite, or None for max_frames equal steps")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sttts_jax.pruning.budget import n_drop, n_kept, row_capacity
+from sttts_jax.pruning.budget import MOST_FRAMES, n_drop, n_kept, row_capacity
 
 EXAMPLE_STRIDE = 100_000  # segment ids of example e begin here times e
 PREFIX_SEGMENT = 10_000  # segment id of a message tree's prefix; branch b has id b
@@ -88,6 +88,8 @@ class RowShape:
     def __post_init__(self) -> None:
         if min(self.frames, self.items, self.length, self.cells, *self.size) < 1:
             raise ValueError(f"every size of a row must be at least 1, got {self}")
+        if self.frames > MOST_FRAMES:
+            raise ValueError(f"a row of {self.frames:,} frames is too long; give at most {MOST_FRAMES:,}")
         if not 0 <= self.crops <= self.frames or self.windows < 0 or (self.crops > 0) != (self.windows > 0):
             raise ValueError(
                 f"a row of {self.frames} frames cannot have {self.crops} crops with {self.windows} windows; crops are "

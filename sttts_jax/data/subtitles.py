@@ -12,6 +12,7 @@ stands before the first times is named in a warning.
 import html
 import html.entities
 import itertools
+import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -24,14 +25,17 @@ SUFFIXES = (".srt", ".vtt")
 WEB = "WEBVTT"  # what a .vtt file begins with
 
 LOG = logging.getLogger("sttts_jax.data")
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,6}))?"
+_TIME = r"(?:(\d{1,6}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,6}))?"
 _ARROW = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 _LIKE_ARROW = re.compile(rf"\s*(?:[-\d].*-->|{_TIME}\s*[-=–—]+>\s*{_TIME}\s*$)")
 _COMMENT = re.compile(r"(?:NOTE|STYLE|REGION)(?:\s|$)")  # what a block of WebVTT that is no cue begins with
 # Tags of both formats; anything else in angle brackets is text.
-_TAG = re.compile(r"</?(?:b|i|u|s|c|v|br|font|lang|ruby|rt|span)(?:[\s./][^<>]*)?>|<\d[\d:.]*>", re.IGNORECASE)
+_TAG = re.compile(
+    r"</?(?:b|i|u|s|c|br|ruby|rt)(?:\.[^\s<>]*)?\s*/?>|</?(?:v|lang|font|span)(?:[\s./][^<>]*)?>|<\d[\d:.]*>",
+    re.IGNORECASE,
+)
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # {\an8}: a place on the screen, which SubRip took from another format
-_ENTITY = re.compile(r"&(?:#\d+|#x[\da-fA-F]+|[a-zA-Z]+);")
+_ENTITY = re.compile(r"&(?:#\d{1,9}|#x[\da-fA-F]{1,9}|[a-zA-Z]+);")
 
 
 def read_subtitles(path: str | Path) -> tuple[Line, ...]:
@@ -45,12 +49,7 @@ def read_subtitles(path: str | Path) -> tuple[Line, ...]:
         raise RecordError(f"{file}: subtitles must be in a file that ends in {' or '.join(SUFFIXES)}")
     with open_file(file, str(file), RecordError) as opened:
         data = opened.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            f"{file}: is not UTF-8 (byte {error.start}); convert it, as with iconv -f latin1 -t utf-8"
-        ) from None
+    text = _text(data, str(file))
     web = file.suffix.lower() == ".vtt" or text.startswith(WEB)
     lines = sorted(_cues(text, str(file), web), key=lambda line: line[:2])
     if not lines:
@@ -58,10 +57,24 @@ def read_subtitles(path: str | Path) -> tuple[Line, ...]:
     return tuple(lines)
 
 
+def _text(data: bytes, name: str) -> str:
+    encoding = json.detect_encoding(data[:4])  # by a byte order mark, or by where its zeros are
+    if not encoding.startswith("utf-8"):
+        raise RecordError(
+            f"{name}: is {encoding.upper()} and not UTF-8; convert it, as with iconv -f {encoding} -t utf-8"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"{name}: is not UTF-8 (byte {error.start}); convert it, as with iconv -f latin1 -t utf-8"
+        ) from None
+
+
 def cut_subtitles(lines: Sequence[Line], start: float | None = None, end: float | None = None) -> tuple[Line, ...]:
     """The lines that are on screen in the clip [start, end), cut to it, in seconds from its start."""
     begin, finish = start or 0.0, float("inf") if end is None else end
-    inside = [line for line in lines if line[0] < finish and line[1] >= begin]
+    inside = [line for line in lines if line[0] < finish and (line[1] > begin or line[0] >= begin)]
     return tuple((max(a, begin) - begin, min(b, finish) - begin, text) for a, b, text in inside)
 
 

@@ -19,16 +19,22 @@ _MARKS = str.maketrans(
         **dict.fromkeys("\u061f\u1367\u055e\u037e\u00bf", "?"),
         **dict.fromkeys("\u055c\u00a1", "!"),
         **dict.fromkeys("\u061b\u1364", ";"),
+        # What has no width: blanks, marks of direction, a byte order mark. (Joiners make other words.)
+        **dict.fromkeys("\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"),
     }
 )
+_END = " .,!?;:'\""
+_START = re.compile(r"(?:[ ,!?;:'\"]|\.{2,}|\.(?!\d))*")  # a stop before a digit is a decimal point
 # "B", "b.", "(B)", "B) text", "B: text": surely a letter.
 _LETTER = re.compile(r"\s*[(\[]?([A-Za-z])(?:\s*$|[.):\]])")
 # "B, dog", "B dog", "B - dog", "B\n\nbecause": one character that is no part of a word, such as "B's" or "C++".
 _ALONE = re.compile(r"[\s\"'(\[<]*([A-Za-z])(?!\w|['-]\w|[+#])")
 _WORD_BEHIND = re.compile(r"[^\S\n]+\w")
 _WORDS = "AI"  # letters that are words as well
-# "**B**", "`B`", "$\boxed{B}$", "# B"
-_DRESS = re.compile(r"\\(?:boxed|text|textbf|mathrm)\b|[*`${}]|(?<!\w)_+|_+(?!\w)|^\s*#+\s")
+# "**B**", "`B`", "$\boxed{B}$", "\(B\)", "<answer>B</answer>", "# B"
+_DRESS = re.compile(
+    r"\\(?:boxed|text|textbf|mathrm|mathbf)\b|\\[()\[\]]|</?answer>|[*`${}]|(?<!\w)_+|_+(?!\w)|^\s*#+\s"
+)
 # "Answer: B", "The correct answer is B", "I would choose option B", "So it's B": words before an answer, one of which
 # has to say that an answer comes.
 _LEAD = re.compile(
@@ -44,7 +50,8 @@ def normalised(text: str) -> str:
     """What two equal answers have in common: lower case, one form of Unicode and one width of letters, quotes and stops
     of all scripts as those of ASCII, white space collapsed, no quotes or punctuation at the ends.
     """
-    return " ".join(unicodedata.normalize("NFC", _plain(text).casefold()).split()).strip(" .,!?;:'\"")
+    words = " ".join(unicodedata.normalize("NFC", _plain(text).casefold()).split()).rstrip(_END)
+    return _START.sub("", words, count=1)
 
 
 def _plain(text: str) -> str:

@@ -27,6 +27,7 @@ from sttts_jax.evals.tasks import Task
 from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.generate import Generated, QuestionTokens, generate
 from sttts_jax.pruning.scorer import HISTOGRAM_BINS
+from sttts_jax.train.kinds import check_seed
 
 Prediction = dict[str, Any]  # one question and what was said to it: a line of the file of predictions
 
@@ -52,7 +53,10 @@ class Harness:
     def __init__(
         self, checkpoint: Checkpoint, rows: int, seed: int = 0, steps: Sequence[int] = (), together: int = TOGETHER
     ):
-        """Raises ValueError where the rows of a batch do not divide over the devices, or are none."""
+        """Raises ValueError where the rows of a batch do not divide over the devices, or are none, and for a seed that
+        is none.
+        """
+        check_seed(seed)
         if rows < 1:
             raise ValueError(f"a batch of {rows} rows must be at least 1")
         self.checkpoint, self.rows, self.seed, self.steps, self.together = checkpoint, rows, seed, steps, together

@@ -26,7 +26,7 @@ from sttts_jax.infer.checkpoint import Setting
 from sttts_jax.infer.generate import GenerationConfig
 from sttts_jax.infer.model import Model
 from sttts_jax.infer.scene import Scene
-from sttts_jax.paths import PathLike, as_path, check_writable, is_local, write_bytes
+from sttts_jax.paths import PathLike, as_path, check_writable, is_local, read_bytes, write_bytes
 
 Say = Callable[[str], None]
 ABOUT = ("number", "id", "question")  # what a line begins with
@@ -205,7 +205,7 @@ def _read(path: epath.Path) -> list[dict[str, Any]]:
     """Without what a process that died had begun to write. Raises ValueError for a file that is not one of answers."""
     if not path.exists():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    whole, _, _ = read_bytes(path).rpartition(b"\n")
     lines = [(number, _line(line)) for number, line in json_lines(whole, str(path))]
     wrong = [number for number, line in lines if "number" not in line or not {"key", "error"} & set(line)]
     if wrong:

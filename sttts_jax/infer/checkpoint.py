@@ -21,6 +21,7 @@ from sttts_jax.models.vlm import Vlm
 from sttts_jax.ops.attention.kernels import choose_kernels
 from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.config import METHODS, REMOVING_NOTHING, WITH_SCORER, PruneConfig
+from sttts_jax.train.kinds import check_kinds
 
 
 def all_devices() -> jax.sharding.Mesh:
@@ -32,7 +33,7 @@ def canonical_fraction(value: str | float) -> str:
     """'0.50' -> '0.5': one spelling for each share of cells to remove. Raises ValueError unless it is in [0, 1)."""
     text = str(value)
     as_fraction(text)
-    return format(Decimal(text).normalize(), "f")
+    return format(abs(Decimal(text)).normalize(), "f")  # -0 is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         FrameSampling(self.max_frames, self.max_fps, self.sampling)  # raises for what cannot be
+        check_kinds("", self)
         if self.max_crops < 0:
             raise ValueError(f"max_crops={self.max_crops} must not be negative; 0 is the whole picture alone")
         object.__setattr__(self, "fraction", canonical_fraction(self.fraction))

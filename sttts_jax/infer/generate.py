@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from sttts_jax.data.styles import style_problem
 from sttts_jax.infer.decode import DecodeState, SamplerState, begin, go_on, is_stop
+from sttts_jax.train.kinds import check_kinds, check_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,18 @@ class GenerationConfig:
     style: str = "user_qa"
 
     def __post_init__(self) -> None:
+        check_kinds("", self)
+        check_seed(self.seed)
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; ask for at least one token")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; use 0 for greedy or a positive number")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; use a share in (0, 1]")
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError(
+                f"top_p is {self.top_p}, which changes nothing at temperature 0; give a temperature above 0"
+            )
         problem = style_problem(self.style)
         if problem:
             raise ValueError(problem)

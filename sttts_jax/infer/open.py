@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from sttts_jax.ckpt.content import content_digest
+from sttts_jax.ckpt.content import check_tokenizer, content_digest
 from sttts_jax.ckpt.meta import fresh_leaves, saved_config
 from sttts_jax.ckpt.restore import PARAMS, load_params, read_step_meta
 from sttts_jax.ckpt.whole import whole_step
@@ -60,6 +60,7 @@ def read_checkpoint(directory: PathLike, method: str | None = None) -> Checkpoin
     meta = read_step_meta(step)
     raw = saved_config(meta)
     config, workdir = RunConfig.build(raw), Workdir.of_step(step)
+    check_tokenizer(meta, workdir)
     use_compile_cache(config.compile_cache)
 
     def load(mesh: jax.sharding.Mesh) -> Any:

@@ -8,6 +8,11 @@ the data packer all call them.
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+import numpy as np
+
+LEAST = Decimal("1e-9")  # of a share above 0
+MOST_FRAMES = 2**14  # of a row, and of a video: what of more fits takes minutes to find
+
 
 def as_fraction(k: str | int | float | Fraction, name: str = "pruned_fraction") -> Fraction:
     """The removed share as an exact number: 0.3 means 3/10, although the float 0.3 is a little less.
@@ -15,12 +20,15 @@ def as_fraction(k: str | int | float | Fraction, name: str = "pruned_fraction") 
     Raises ValueError unless 0 <= k < 1; `name` is what the user called k.
     """
     try:
-        value = k if isinstance(k, Fraction) else Fraction(Decimal(str(k)))
-    except (InvalidOperation, ValueError, OverflowError):
+        value = k if isinstance(k, Fraction) else Decimal(str(k))
+        inside = 0 <= value < 1  # of a Decimal: as a Fraction a large exponent takes for ever
+    except (InvalidOperation, ValueError):
         raise ValueError(f"{name}={k!r} is not a number; give a decimal from 0 to below 1, such as 0.5") from None
-    if not 0 <= value < 1:
-        raise ValueError(f"{name}={k} is out of range; give the share of cells to remove, from 0 to below 1")
-    return value
+    if not inside or 0 < value < LEAST:
+        raise ValueError(
+            f"{name}={k} is out of range; give the share of cells to remove, 0 or from {LEAST:g} to below 1"
+        )
+    return Fraction(value)
 
 
 def n_drop(frames: int, k: str | float | Fraction, cells: int) -> int:
@@ -47,15 +55,18 @@ def row_capacity(frames: int, k: str | float | Fraction, cells: int, items: int 
     """
     if frames < 1 or items < 1:
         raise ValueError(f"a row needs at least 1 frame and 1 item, got frames={frames}, items={items}")
-    best = [[-1] * (frames + 1) for _ in range(min(items, frames) + 1)]
-    best[0][0] = 0
-    kept = [n_kept(t, k, cells) for t in range(frames + 1)]
-    for used in range(1, len(best)):
-        for total in range(used, frames + 1):
-            rests = (
-                best[used - 1][total - t] + kept[t]
-                for t in range(1, total - used + 2)
-                if best[used - 1][total - t] >= 0
-            )
-            best[used][total] = max(rests, default=-1)
-    return max(max(line) for line in best)
+    once = np.array([n_kept(t, k, cells) for t in range(frames + 1)])  # by frames, of one item; then of 2, 4, ..
+    most, left = np.zeros_like(once), min(items, frames)
+    while left:
+        most = _shared(most, once) if left % 2 else most
+        left //= 2
+        once = _shared(once, once) if left else once
+    return int(most[frames])
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The most that two keep together of so many frames, int [F + 1]."""
+    most = a + b[0]
+    for frames in range(1, len(b)):
+        np.maximum(most[frames:], a[: len(a) - frames] + b[frames], out=most[frames:])
+    return most

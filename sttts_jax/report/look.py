@@ -21,6 +21,7 @@ from sttts_jax.pruning.budget import n_kept
 from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.report.page import score_page
 from sttts_jax.report.views import ScoreView, Turn
+from sttts_jax.train.kinds import check_seed
 
 ENDINGS = (".html", ".npz")
 
@@ -79,6 +80,7 @@ def view_video(
         chosen = checkpoint.frame_sampling(setting)
         return decode(video, chosen, size=size, start=start, end=end, name=name, limits=limits)
 
+    check_seed(seed)
     limits = checkpoint.data.limits
     seen, shown = sampled(checkpoint.data.size), sampled(display_size(video, name, limits=limits))
     if kept is None or checkpoint.pruning.has_scorer:

@@ -22,7 +22,8 @@ from sttts_jax.report.views import ReportView, RunView, ScoreView, Turn
 
 CLIPS = 4
 LONGEST = 80  # characters of an answer
-SHOWN = ("scorer", "random")  # methods whose kept tokens are shown
+PICTURED = "scorer"  # the method of the picture
+SHOWN = (PICTURED, "random")  # methods whose kept tokens are shown on the page
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class Report:
                 check_writable(file)
 
 
+def check_report(runs: Sequence[Evaluation], report: Report) -> None:
+    """Raises ValueError where no run is to be evaluated that the picture can show."""
+    asked = [run for run in runs if run.checkpoint.pruning.method == PICTURED]
+    if report.picture and not any(run.checkpoint.trained in run.settings for run in asked):
+        raise ValueError(
+            "the picture shows a run of method scorer at its trained share and number of frames, and none is evaluated "
+            "so; add it, or leave --picture out"
+        )
+
+
 def write_report(runs: Sequence[Evaluation], rows: int, report: Report) -> None:
     """The first task as a page that compares the runs, and as a picture of what one of them keeps.
 
@@ -59,9 +70,9 @@ def write_report(runs: Sequence[Evaluation], rows: int, report: Report) -> None:
     if report.page:
         write_text(report.page, training_report(view))
     if report.picture:
-        shown = next((clip for clip in view.clips if clip.method == "scorer"), None)
+        shown = next((clip for clip in view.clips if clip.method == PICTURED), None)
         if shown is None:
-            raise ValueError("the picture shows a run of method scorer at its trained fraction, and none was evaluated")
+            raise ValueError("the picture shows a video, and no question of the first task is about one")
         write_bytes(report.picture, kept_tokens_png(shown))
 
 

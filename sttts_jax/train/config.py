@@ -24,7 +24,7 @@ from sttts_jax.ops.remat import remat_policy
 from sttts_jax.processes.config import DistributedConfig
 from sttts_jax.pruning.budget import as_fraction
 from sttts_jax.pruning.config import PruneConfig
-from sttts_jax.train.kinds import check_kinds, check_mapping
+from sttts_jax.train.kinds import check_kinds, check_mapping, check_seed
 from sttts_jax.train.optimizer import OptimizerConfig
 from sttts_jax.train.profile import ProfileConfig
 
@@ -264,8 +264,7 @@ class RunConfig:
     def check(self) -> Self:
         """Itself, whose sections are right, each by itself. Raises ValueError where they do not go together."""
         check_kinds("", self)
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed} must have 64 bits; give a smaller one")
+        check_seed(self.seed)
         self.optimizer.check_steps(self.total_steps)
         rows, parts = self.data.rows, self.loss.accumulate
         if rows % parts:

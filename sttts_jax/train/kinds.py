@@ -57,3 +57,9 @@ def check_mapping(where: str, value: Any) -> None:
     """Raises ValueError for a section that is none."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}={value!r} must be a section of keys and values")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises ValueError for what cannot seed a key of JAX."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} must be a whole number of at most 64 bits; give a smaller one")

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from sttts_jax.ckpt.aborted import save_aborted
+from sttts_jax.ckpt.content import tokenizer_digests
 from sttts_jax.ckpt.data_state import DataState
 from sttts_jax.ckpt.manager import CheckpointError
 from sttts_jax.ckpt.meta import build_meta
@@ -207,7 +208,10 @@ class _Loop:
             "clock": self._clock.state(),
         }
         layout = run.layout.describe()
-        meta = build_meta(step=self._done, config=run.raw_config, data_layout=layout, counters=counters)
+        words = tokenizer_digests(run.workdir)
+        meta = build_meta(
+            step=self._done, config=run.raw_config, data_layout=layout, counters=counters, tokenizer=words
+        )
         return {"params": state.params, "opt": state.opt, "data": DataState(run.buckets, self._position), "meta": meta}
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from sttts_jax import distributed
+from sttts_jax.ckpt.content import check_tokenizer
 from sttts_jax.ckpt.lease import sole_owner
 from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import read_meta
@@ -64,7 +65,9 @@ def _evaluate(config: RunConfig, evaluator: Evaluator | None) -> Evaluate | None
 
 
 def _check_same_run(workdir: Workdir, raw: dict[str, Any]) -> None:
-    """Raises ConfigMismatch with a table where the workdir belongs to a run of another config."""
+    """Raises ConfigMismatch with a table where the workdir belongs to a run of another config, ValueError where its
+    tokenizer was changed.
+    """
     if not workdir.checkpoints.exists():
         return
     try:
@@ -72,3 +75,4 @@ def _check_same_run(workdir: Workdir, raw: dict[str, Any]) -> None:
     except (FileNotFoundError, ValueError):
         return  # nothing whole there: restoring says what is wrong, if anything is
     check_config(meta, raw)
+    check_tokenizer(meta, workdir)

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from sttts_jax.ckpt.workdir import Workdir
-from sttts_jax.paths import PathLike, as_path, is_local, write_bytes
+from sttts_jax.paths import PathLike, as_path, is_local, read_bytes, write_bytes
 from sttts_jax.train.console import ConsoleLog
 from sttts_jax.train.tensorboard import TensorBoard
 
@@ -103,7 +103,7 @@ def _append(file: FileIO, data: bytes) -> None:
 
 def _lines(path: epath.Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """The lines of a metrics.jsonl that are not empty, each with its record; None for what is none."""
-    return [(line, _record(line)) for line in path.read_bytes().split(b"\n") if line.strip()]
+    return [(line, _record(line)) for line in read_bytes(path).split(b"\n") if line.strip()]
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

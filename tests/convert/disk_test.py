@@ -30,13 +30,14 @@ def test_a_directory_is_whole_or_absent(tmp_path: Path) -> None:
     assert (tmp_path / "void" / "x").exists()
 
 
-def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_removes_what_is_half_written(tmp_path: Path, number: signal.Signals) -> None:
     with pytest.raises(SystemExit) as end, whole_directory(tmp_path / "out") as folder:
         (folder / "half").write_text("x")
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert end.value.code == 143
+        os.kill(os.getpid(), number)
+    assert end.value.code == 128 + number
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_a_handler_of_the_caller_stays(tmp_path: Path) -> None:

@@ -96,12 +96,16 @@ def test_words_before_the_first_times_are_named(tmp_path: Path, caplog: pytest.L
 def test_only_known_tags_are_taken_out(tmp_path: Path) -> None:
     (line,) = _read(tmp_path, "00:01 --> 00:02\nx <y and z> w, 1 < 2 <im_patch> <|im_end|> <br/>é\x0cf\n")
     assert line[2] == "x <y and z> w, 1 < 2 <im_patch> <|im_end|> é f"
+    text = "<i>if</I> a<b and c > d <c.x.y>then</c> <v Ann>so <font color='red'>e</font>"
+    (line,) = _read(tmp_path, f"00:01 --> 00:02\n{text}\n")
+    assert line[2] == "if a<b and c > d then so e"
 
 
 def test_a_clip(tmp_path: Path) -> None:
     lines = ((0.0, 4.0, "a"), (4.0, 6.0, "b"), (7.0, 9.0, "c"), (10.0, 11.0, "d"))
     assert cut_subtitles(lines) == lines
     assert cut_subtitles(lines, 5, 10) == ((0.0, 1.0, "b"), (2.0, 4.0, "c"))
+    assert cut_subtitles(lines, 4, 7) == ((0.0, 2.0, "b"),)  # "a" is gone at 4 s, "c" not yet there
     assert cut_subtitles(lines, None, 5) == ((0.0, 4.0, "a"), (4.0, 5.0, "b"))
     assert cut_subtitles(lines, 20) == ()
 
@@ -111,7 +115,9 @@ def test_a_clip(tmp_path: Path) -> None:
     [
         ("a.txt", b"", "must be in a file that ends in .srt or .vtt"),
         ("a.srt", "00:01 --> 00:02\né".encode("latin1"), "is not UTF-8 .byte 16.; convert it"),
-        ("a.srt", SRT.encode("utf-16"), "is not UTF-8"),
+        ("a.srt", SRT.encode("utf-16"), "is UTF-16 and not UTF-8; convert it, as with iconv -f utf-16 -t utf-8"),
+        ("a.vtt", VTT.encode("utf-16-le"), "is UTF-16-LE and not UTF-8"),
+        ("a.srt", b"9" * 5000 + b":00:01,000 --> 00:00:02,000\ntext\n", "line 1: the times '99999.* cannot be read"),
         ("a.srt", b"nothing here\n", "holds no subtitles with times"),
         ("a.vtt", b"WEBVTT\n\n00:01.000 -> 00:02.000\ntext\n", "line 3: the times '00:01.000 -> .* cannot be read"),
         ("a.vtt", b"WEBVTT\n\nNOTE nothing\n", "holds no subtitles with times"),
@@ -166,6 +172,7 @@ _PIECES = [
         "a --> b",
         "00:00:05 -> 00:00:06",
     ),
+    *(f"&#{'9' * 5000};", f"{'9' * 5000}:00:01,0 --> 00:02"),
     *("&amp;&#xd800;&#9999999999;", "{\\an8}up", "<c.x><00:00:01.000>", "\ufeff", "\u2028x", "\x0c", "9:00 - 17:00"),
 ]
 

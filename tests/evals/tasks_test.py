@@ -45,6 +45,9 @@ OPEN = {"style": "user_qa", "options": (), "answer": "A red cup."}
         ("I would choose option B.", 1),
         ("It's B", 1),
         ("$\\boxed{B}$", 1),
+        ("\\(B\\)", 1),
+        ("<answer>B</answer>", 1),
+        ("\ufeffB\u200b", 1),  # marks without width
         ('"B"', 1),
         ("`B`", 1),
         ("\uff22", 1),  # full-width
@@ -96,6 +99,8 @@ def test_which_option_is_meant(said: str, index: int | None) -> None:
         ({**OPEN, "answer": "it's"}, "It\u2019s\u2026", True),
         ({**OPEN, "answer": "102"}, "10\u00b2", False),
         ({**OPEN, "answer": "50"}, "50%", False),
+        ({**OPEN, "answer": "5"}, ".5", False),
+        ({**OPEN, "answer": "0.5"}, " ...0.5. ", True),
         ({**CHOICE, "options": ("cafe\u0301", "tea"), "answer": "caf\u00e9"}, "A", True),
         ({**CHOICE, "style": "video_eval_multiple_choice"}, "B", True),
         ({**CHOICE, "options": ()}, "right", True),  # multiple choice without options is a short answer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sttts_jax.infer import generate as module
-from sttts_jax.infer.generate import generate
+from sttts_jax.infer.generate import GenerationConfig, generate
 from sttts_jax.models.cache import KvCache
 from sttts_jax.models.config import LlmConfig
 from sttts_jax.models.llm import Llm
@@ -125,6 +125,16 @@ def test_settings_are_not_part_of_the_compiled_program() -> None:
                 MODEL, _params(), BATCH, max_new_tokens=3, stop_ids=(1,), temperature=temperature, top_p=top_p, rng=rng
             )
     assert module._generate._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_new_tokens": 2.5}, {"max_new_tokens": True}, {"temperature": "hot"}, {"top_p": None}, {"seed": 2**64}],
+)
+def test_settings_of_another_kind_are_refused(settings: dict) -> None:
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"^{name}=.* must be a"):
+        GenerationConfig(**settings)
 
 
 @pytest.mark.parametrize(

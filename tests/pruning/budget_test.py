@@ -1,6 +1,7 @@
 """The budget: exact for decimals, clamped, and the capacity of a row is the true maximum."""
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sttts_jax.pruning.budget import as_fraction, n_drop, n_kept, row_capacity
+from sttts_jax.pruning.budget import MOST_FRAMES, as_fraction, n_drop, n_kept, row_capacity
 
 decimals = st.integers(0, 9999).map(lambda n: Fraction(n, 10_000))
 
@@ -76,10 +77,19 @@ def test_row_capacity_is_the_maximum_over_all_partitions(frames: int, items: int
     assert row_capacity(frames, k, cells, items) == brute
 
 
-@pytest.mark.parametrize("k", ["1", "1.5", -0.1, "nan", "inf", "half", "", "3/10x", None])
+@pytest.mark.parametrize(
+    "k", ["1", "1.5", -0.1, "nan", "inf", "half", "", "3/10x", None, "1e999999999", "1e-999999999"]
+)
 def test_shares_out_of_range_are_refused(k: object) -> None:
     with pytest.raises(ValueError, match="pruned_fraction=.*give"):
         as_fraction(k)  # type: ignore[arg-type]
+
+
+def test_the_longest_row_is_known_soon() -> None:
+    begun = time.monotonic()
+    assert row_capacity(2048, "0.5", 81, items=10**9) == 2048 * 81  # each frame alone
+    assert row_capacity(MOST_FRAMES, "0.5", 81) == MOST_FRAMES * 81 // 2
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(("frames", "items"), [(0, 1), (4, 0), (-1, 1)])

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 import sttts_jax.train.init_from as init_from
 from sttts_jax.ckpt.meta import build_meta
-from sttts_jax.ckpt.restore import META, PARAMS, TreeMismatch, context
+from sttts_jax.ckpt.restore import META, PARAMS, TreeMismatch, saving_context
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
 from sttts_jax.infer.open import read_checkpoint
@@ -58,7 +58,7 @@ def _write(directory: Path, method: str = "none", **settings: Any) -> dict[str, 
 
 def _save(directory: Path, config: Any, params: Any) -> None:
     meta = build_meta(step=0, config=config.to_dict(), data_layout=LAYOUT, counters={})
-    with context():
+    with saving_context():
         ocp.save_checkpointables(directory / "checkpoints" / "0", {PARAMS: params, META: meta})
     train_tokenizer(["what colour was it? red green"], directory / "tokenizer", RunConfig.build(config).vlm.llm.vocab)
 

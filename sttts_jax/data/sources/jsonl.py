@@ -19,7 +19,7 @@ from sttts_jax.data.json_lines import json_lines, parse_object
 from sttts_jax.data.record import Message, Record, RecordError, names_subtitle_file, naming
 from sttts_jax.data.sources.split import SPLIT, split_indices
 from sttts_jax.data.subtitles import cut_subtitles, read_subtitles
-from sttts_jax.paths import as_path, is_local
+from sttts_jax.paths import as_path, is_local, read_bytes
 
 RECORD_KEYS = {"video", "images", "messages", "id", "start", "end", "subtitles"}
 UNKNOWN = "?"  # stands for an answer that nobody needs
@@ -35,9 +35,9 @@ class JsonlSource:
     def __init__(self, path: str, split: str = SPLIT):
         """`split` is the whole file or a part of its records, see `split_indices`."""
         self._file = as_path(path)
-        if not self._file.is_file():
+        if not self._file.exists():
             raise ValueError(f"{path}: no such file; give the path of one with a JSON object a line")
-        data = self._file.read_bytes()
+        data = read_bytes(self._file)
         lines = json_lines(data, path)
         if not lines:
             raise ValueError(f"{path}: holds no records; write one JSON object a line")
