@@ -8,6 +8,7 @@ from typing import Any
 from sttts_jax.ckpt.meta import check_config
 from sttts_jax.data.sampling import RULES
 from sttts_jax.evals.accuracy import Accuracy, wilson
+from sttts_jax.infer.checkpoint import Setting
 from sttts_jax.paths import PathLike, as_path, check_writable, file_name, read_json, write_json, write_text
 
 FORMAT_VERSION = 3
@@ -54,6 +55,11 @@ class Key:
     limit: int | None
     seed: int
     sampling: str = RULES[0]  # that of results which do not name one
+
+    @property
+    def setting(self) -> Setting:
+        """At what it was asked."""
+        return Setting(self.fraction, self.max_frames, self.max_fps, self.max_crops, self.sampling)
 
     def file_name(self, fingerprint: str) -> str:
         """Of the predictions."""

@@ -12,7 +12,7 @@ from sttts_jax.data.record import Record
 from sttts_jax.evals.evaluate import Evaluation
 from sttts_jax.evals.prose import METHOD_NAMES, percent
 from sttts_jax.evals.questions import Questions
-from sttts_jax.infer.checkpoint import Checkpoint
+from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.paths import PathLike, as_path, check_writable, write_bytes, write_text
 from sttts_jax.report.film import kept_tokens_png
 from sttts_jax.report.look import view_video
@@ -164,25 +164,31 @@ def _run_view(run: Evaluation, name: str, speed: Mapping[str, float]) -> RunView
 def clips(runs: Sequence[Evaluation], questions: Questions) -> list[ScoreView]:
     """Up to CLIPS videos with a question of different families, each as the runs of SHOWN keep it."""
     found = [(run, run.trained()) for run in runs if run.checkpoint.pruning.method in SHOWN]
-    shown = [(run.checkpoint, run.file.predictions(result)) for run, result in found if result is not None]
+    shown = [
+        (run.checkpoint, result.key.setting, run.file.predictions(result))
+        for run, result in found
+        if result is not None
+    ]
     views = []
-    for number in _telling(shown[0][1], questions, CLIPS) if shown else []:
+    for number in _telling(shown[0][2], questions, CLIPS) if shown else []:
         record = questions.records[questions.asked[number].record]
         if record.video is not None:
-            answered = [(checkpoint, said[number]) for checkpoint, said in shown if "error" not in said[number]]
-            views += [_clip(checkpoint, record, said) for checkpoint, said in answered]
+            answered = [(one, setting, said[number]) for one, setting, said in shown if "error" not in said[number]]
+            views += [_clip(one, setting, record, said) for one, setting, said in answered]
     return views
 
 
-def _clip(checkpoint: Checkpoint, record: Record, said: Mapping[str, Any]) -> ScoreView:
-    """The video of a question as a checkpoint keeps it at its trained setting; `said`: its line of predictions."""
+def _clip(checkpoint: Checkpoint, setting: Setting, record: Record, said: Mapping[str, Any]) -> ScoreView:
+    """The video of a question as a checkpoint kept it at the setting that it was asked at; `said`: its line of
+    predictions.
+    """
     assert record.video is not None
     # Where the judge calls another spelling right, the right one is shown.
     answer = said["target"] if said["right"] else said["prediction"][:LONGEST] or "nothing"
     return view_video(
         checkpoint,
         record.video,
-        checkpoint.trained,
+        setting,
         name=record.id,
         start=record.start,
         end=record.end,

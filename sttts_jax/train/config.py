@@ -22,7 +22,7 @@ from sttts_jax.models.presets import preset
 from sttts_jax.ops.attention.kernels import KERNELS
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.processes.config import DistributedConfig
-from sttts_jax.pruning.budget import as_fraction
+from sttts_jax.pruning.budget import MOST_FRAMES, as_fraction
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.train.kinds import check_kinds, check_mapping, check_seed
 from sttts_jax.train.optimizer import OptimizerConfig
@@ -130,6 +130,8 @@ class EvaluationConfig:
         for name, least in (("every", 0), ("limit", 0), ("batch", 1), ("max_frames", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}={getattr(self, name)} must be at least {least}")
+        if self.max_frames > MOST_FRAMES:
+            raise ValueError(f"evaluation.max_frames={self.max_frames} must be at most {MOST_FRAMES:,}")
         if self.every and not self.tasks:
             raise ValueError(f"evaluation.every={self.every} asks for evaluation.tasks; name some, or set it to 0")
         if self.fraction:

@@ -1,6 +1,8 @@
 """The tokenizer of a run: it lies in the workdir, so that the run's checkpoints can be read with nothing else."""
 
+from sttts_jax.ckpt.content import check_tokenizer
 from sttts_jax.ckpt.files import resolve_step
+from sttts_jax.ckpt.restore import read_step_meta
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.data.config import DataConfig
 from sttts_jax.data.prompt import target_text, user_text
@@ -29,9 +31,12 @@ def run_tokenizer(config: RunConfig, workdir: Workdir) -> Tokenizer:
 
 
 def _tokenizer_of(init_from: str) -> str:
-    place = Workdir.of_step(resolve_step(init_from)).tokenizer
+    step = resolve_step(init_from)
+    workdir = Workdir.of_step(step)
+    place = workdir.tokenizer
     if not (place / "tokenizer.json").exists():
         raise ValueError(f"init_from={init_from}: {place} holds no tokenizer.json; set `tokenizer` to where it lies")
+    check_tokenizer(read_step_meta(step), workdir)
     return str(place)
 
 

@@ -109,6 +109,8 @@ def test_defaults_hold_every_key_and_build():
         ("optimizer.clip_norm", -1.0, "optimizer.clip_norm=-1.0 must not be negative"),
         ("evaluation.every", 10, "evaluation.every=10 asks for evaluation.tasks"),
         ("evaluation.batch", 0, "evaluation.batch=0 must be at least 1"),
+        ("evaluation.max_frames", 10**6, "evaluation.max_frames=1000000 must be at most 16,384"),
+        ("data.frames_per_row", 10**6, "data.frames_per_row=1000000 must be at most 16,384"),
         ("evaluation.fraction", "1.5", "evaluation.fraction=1.5 is out of range"),
         ("mesh.fsdp", -1, "mesh axes ['data', 'fsdp'] are all -1"),
         ("mesh.tensor", 0, "mesh axis sizes {'tensor': 0} are not positive"),
