@@ -23,6 +23,7 @@ from sttts_jax.models.config import VlmConfig
 from sttts_jax.models.overrides import overrides_of
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.train.config import RunConfig, defaults
+from sttts_jax.train.kinds import check_seed
 from sttts_jax.trees import flatten_mapping
 
 RELEASED = ("molmo2-4b", "molmo2-8b", "molmo2-o-7b")
@@ -61,6 +62,7 @@ def convert_from_hf(
     """
     begun = time.perf_counter()
     check_target(target)
+    check_seed(seed)
     plan, place = _planned(source, vision, llm, scorer, dtype, seed)
     check_room(target, plan.nbytes)
     words = source_tokenizer(place, tokenizer, plan.cfg, whole=source is not None)

@@ -1,5 +1,6 @@
 """A checkpoint of this package to files for Hugging Face's libraries."""
 
+import math
 import time
 from typing import Any
 
@@ -56,8 +57,8 @@ def convert_to_hf(
     """
     begun = time.perf_counter()
     check_target(target)
-    if shard_gb <= 0:
-        raise ValueError(f"shard_gb {shard_gb} must be positive")
+    if not 0 < shard_gb < math.inf:
+        raise ValueError(f"shard_gb {shard_gb} must be positive and finite")
     step = whole_step(source)
     meta, workdir = read_step_meta(step), Workdir.of_step(step)
     check_tokenizer(meta, workdir)

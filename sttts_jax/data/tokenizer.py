@@ -17,6 +17,8 @@ from typing import Any
 
 import tokenizers
 
+from sttts_jax.paths import read_json
+
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS = "<|im_end|>"
 ADDED_TOKENS = (
@@ -227,10 +229,7 @@ def _base_size(model: tokenizers.Tokenizer, directory: Path, where: str) -> int:
 
 def _read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; nothing where there is no file. Raises ValueError for anything else."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: is not valid JSON ({error}); copy it again") from error
-    return value if isinstance(value, dict) else {}
+    value = read_json(file) if file.exists() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: is no JSON object; copy it again")
+    return value

@@ -142,8 +142,16 @@ def test_an_olmo_like_tokenizer_has_its_own_bos(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<s>"}))
     with pytest.raises(ValueError, match="lacks its own bos_token '<s>'"):
         Tokenizer.load(tmp_path)
+    for text, cause in (
+        ("{", " is not valid JSON"),
+        ("[" * 100_000, " is not valid JSON"),
+        ("[]", ": is no JSON object"),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(text)
+        with pytest.raises(ValueError, match=f"tokenizer_config.json{cause}"):
+            Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer_config.json: is not valid JSON"):
+    with pytest.raises(ValueError, match="tokenizer_config.json is not valid JSON"):
         Tokenizer.load(tmp_path)
 
 
