@@ -27,6 +27,8 @@ def test_launchers_start_again_what_can_go_on_and_nothing_else() -> None:
         (OSError(errno.ENOSPC, "No space left on device"), 2),
         (OSError(errno.EBADF, "Bad file descriptor"), 1),
         (RuntimeError("x"), 1),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 2),
+        (MemoryError(), 2),
         (KeyboardInterrupt(), 130),
         (BrokenPipeError(), 141),
     ],
