@@ -71,7 +71,15 @@ def test_one_or_several_runs_tasks_and_fractions(checkpoints: dict[str, Checkpoi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "must be at least 1"),
+        ({"batch": 0}, "a batch of 0 rows must be a whole number, at least 1"),
+        ({"batch": 2.5}, "a batch of 2.5 rows must be a whole number"),
+        ({"limit": True}, "limit True must be at least 1"),
+        ({"seed": 2**64}, "seed=18446744073709551616 must be a whole number of at most 64 bits"),
+        ({"pruned_fraction": []}, "pruned_fraction is empty; give at least one"),
+        ({"max_frames": []}, "max_frames is empty; give at least one"),
+        ({"tasks": []}, "tasks is empty; give at least one"),
+        ({"tasks": [3]}, "a task must be a name, such as jsonl:PATH, got 3"),
+        ({"workdirs": []}, "workdirs is empty; give at least one"),
         ({"limit": 0}, "limit 0 must be at least 1"),
         ({"max_frames": 0}, "must be positive"),
         ({"pruned_fraction": 1.0}, "out of range"),
@@ -84,4 +92,16 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     monkeypatch.setattr(Checkpoint, "params", property(lambda self: pytest.fail("weights were loaded")))
     with pytest.raises(ValueError, match=message):
-        api.evaluate(runs["scorer"], "shapes_video_qa", **changes)
+        api.evaluate(**{"workdirs": runs["scorer"], "tasks": "shapes_video_qa", **changes})
+
+
+def test_a_picture_is_refused_before_anything_is_measured(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "params", property(lambda self: pytest.fail("weights were loaded")))
+    picture = api.Report(picture=tmp_path / "kept.png")
+    for name, others in (("none", {}), ("scorer", {"pruned_fraction": "0.3"}), ("scorer", {"method": "random"})):
+        with pytest.raises(
+            ValueError, match="shows a run of method scorer at its trained share .* leave --picture out"
+        ):
+            api.evaluate(runs[name], "shapes_video_qa", report=picture, **others)

@@ -71,7 +71,8 @@ def no_checkpoint(root: epath.Path) -> str:
             f"{root} holds files as Hugging Face publishes them; convert them first: "
             f"sttts-jax convert --from hf:{root} --to orbax:DIR"
         )
-    return f"{root} holds no whole checkpoint; give a step directory, a directory of steps, or a run's workdir"
+    why = "" if root.exists() else ", because there is no such directory"
+    return f"{root} holds no whole checkpoint{why}; give a step directory, a directory of steps, or a run's workdir"
 
 
 def _record_file(step_path: epath.Path) -> epath.Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from etils import epy
 
+from sttts_jax import exit_codes
 from sttts_jax.cli.arguments import add_sampling, check_not_empty
 from sttts_jax.cli.main import run
 from sttts_jax.data.config import DEFAULT_DATA_DIR, Source
@@ -30,7 +31,7 @@ GAP = 4  # white pixels between them
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0, or 1 where a record that was to be shown cannot be used."""
+    """Returns 0, or the code of a mistake where a record that was to be shown cannot be used."""
     args = _parser().parse_args(argv)
     return args.run(args)
 
@@ -104,7 +105,7 @@ def _inspect(args: argparse.Namespace) -> int:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contact_sheet.stack_strips(strips, GAP)).save(sheet)
         print(f"\nframes in {args.sheet}")
-    return 1 if bad else 0
+    return exit_codes.MISTAKE if bad else exit_codes.DONE
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ class Sweep:
 
     def settings(self, checkpoint: Checkpoint) -> list[Setting]:
         """All pairs. A method that drops nothing has one fraction only, so some may be the same."""
-        pairs = [(k, frames) for frames in _several(self.max_frames) for k in _several(self.pruned_fraction)]
+        shares, counts = _several(self.pruned_fraction, "pruned_fraction"), _several(self.max_frames, "max_frames")
+        pairs = [(k, frames) for frames in counts for k in shares]
         rest = self.max_fps, self.max_crops, self.sampling
         return list(dict.fromkeys(checkpoint.setting(fraction, frames, *rest) for fraction, frames in pairs))
 
@@ -78,10 +79,10 @@ def plan(
 
     The arguments and errors are those of `sttts_jax.api.evaluate`.
     """
-    chosen = [find_task(name) for name in _several(tasks)]
+    chosen = [find_task(name) for name in _several(tasks, "tasks")]
     if data_dir is not None and all(task.source.startswith(JSONL) for task in chosen):
         raise ValueError(f"data_dir={data_dir} is where built datasets lie, and every task is a file; leave it out")
-    checkpoints = _read_all(_several(workdirs), sweep.method)
+    checkpoints = _read_all(_several(workdirs, "workdirs"), sweep.method)
     evaluations = []
     for checkpoint in checkpoints:
         folder = Workdir(checkpoint.directory).evaluations if out is None else as_path(out)
@@ -127,10 +128,13 @@ def _fingerprint(harness: Harness, questions: Questions, setting: Setting) -> st
     return gather_json(fingerprint(harness, questions, setting) if jax.process_index() == 0 else "")[0]
 
 
-def _several(given: Any) -> list[Any]:
-    """The items of a list, each once; one by itself is a list of one."""
+def _several(given: Any, name: str) -> list[Any]:
+    """The items of a list, each once; one by itself is a list of one. Raises ValueError for none."""
     alone = isinstance(given, str | float | int | os.PathLike) or not isinstance(given, Iterable)
-    return [given] if alone else list(dict.fromkeys(given))
+    found = [given] if alone else list(dict.fromkeys(given))
+    if not found:
+        raise ValueError(f"{name} is empty; give at least one")
+    return found
 
 
 def _read_all(directories: Sequence[PathLike], method: str | None) -> list[Checkpoint]:

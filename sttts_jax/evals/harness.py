@@ -57,8 +57,8 @@ class Harness:
         is none.
         """
         check_seed(seed)
-        if rows < 1:
-            raise ValueError(f"a batch of {rows} rows must be at least 1")
+        if type(rows) is not int or rows < 1:
+            raise ValueError(f"a batch of {rows!r} rows must be a whole number, at least 1")
         self.checkpoint, self.rows, self.seed, self.steps, self.together = checkpoint, rows, seed, steps, together
         self._mine = checkpoint.layout.rows_per_process(rows)
         self._programs: dict[tuple[RowShape, tuple[int, ...], int], tuple[Any, float]] = {}  # with seconds of compiling

@@ -91,7 +91,7 @@ class Questions:
     """
 
     def __init__(self, task: Task, source: Source, tokenizer: Tokenizer, data: DataConfig, limit: int | None = None):
-        if limit is not None and limit < 1:
+        if limit is not None and (type(limit) is not int or limit < 1):
             raise ValueError(f"limit {limit} must be at least 1")
         self.task, self.source, self.limit = task, source, limit
         self.records: Records = open_source(source)

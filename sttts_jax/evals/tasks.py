@@ -45,6 +45,8 @@ def find_task(name: str) -> Task:
 
     Raises ValueError that lists them.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a task must be a name, such as jsonl:PATH, got {name!r}")
     base, _, rest = name.partition(":")
     own = re.fullmatch(r"(jsonl:.+?)(?::(train(?:\[.*)?))?", name, re.DOTALL)
     if own:  # your own questions about your own videos, as `data.sources.jsonl` reads them

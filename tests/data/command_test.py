@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sttts_jax import exit_codes
 from sttts_jax.cli.data import main
 from sttts_jax.cli.main import run
 from sttts_jax.data.sources.encode import encode_mp4
@@ -43,7 +44,7 @@ def test_inspect_of_own_files_names_the_bad_ones(tmp_path: Path, capsys: pytest.
     (tmp_path / "a.mp4").write_bytes(encode_mp4(np.zeros((8, 16, 16, 3), np.uint8), 8))
     lines = [{"video": v, "messages": [{"question": "Q", "answer": "B"}]} for v in ("a.mp4", "gone.mp4")]
     (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert main(["inspect", f"jsonl:{tmp_path}/set.jsonl"]) == 1
+    assert main(["inspect", f"jsonl:{tmp_path}/set.jsonl"]) == exit_codes.MISTAKE
     assert "[1] cannot be used: " in capsys.readouterr().out
 
 

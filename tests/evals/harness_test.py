@@ -251,7 +251,7 @@ def test_one_spelling_a_fraction(text: str, same: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--workdir": "no/such/run"}, "holds no whole checkpoint"),
+        ({"--workdir": "no/such/run"}, "holds no whole checkpoint, because there is no such directory; give"),
         ({"--tasks": "shape_video_qa"}, "did you mean 'shapes_video_qa'"),
         ({"--tasks": "jsonl:absent.jsonl"}, "no such file"),
         ({"--tasks": "shapes_video_qa:dev"}, "has no split 'dev'"),
