@@ -7,13 +7,15 @@
     blocks p + 2 ..        survivors, attention stays inside each frame
 
 Blocks are stacked for scan in segments that are cut where something happens: before and after the biased block, and
-after each feature layer. So every run is a scan over whole parameter arrays, no slices of them are copied, and the
-parameter tree depends on the architecture alone, not on the pruning method: `blocks_00_03`, `blocks_04_04`,
-`blocks_05_18`, `blocks_19_24`.
+after each feature layer. So the parameter tree depends on the architecture alone, not on the pruning method:
+`blocks_00_03`, `blocks_04_04`, `blocks_05_18`, `blocks_19_24`. No slices of them are copied; stacks with nothing but a
+feature layer between them run as one scan, for which they are put together in the dtype of the compute.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+import itertools
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -128,14 +130,62 @@ class Vit(nn.Module):
         inside = {start, stop} - {edge for cut in cuts(self.cfg) for edge in cut}
         if inside:
             raise ValueError(f"blocks {start} to {stop} cut a stack in two; the stacks are {cuts(self.cfg)}")
-        taps = {}
-        for first, end in cuts(self.cfg):
-            if not start <= first < stop or first > max(self.cfg.feature_layers):
-                continue
-            x, _ = getattr(self, stack_name(first, end))(x, layout)
-            if end - 1 in self.cfg.feature_layers:
-                taps[end - 1] = x
+        taps: dict[int, jax.Array] = {}
+        wanted = [cut for cut in cuts(self.cfg) if start <= cut[0] < stop and cut[0] <= max(self.cfg.feature_layers)]
+        for run in self._alike(wanted):
+            x, found = self._run_stack(x, layout, *run) if len(run) == 1 else self._run_alike(x, layout, run)
+            taps |= found
         return x, taps
+
+    def _alike(self, stacks: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """The stacks in runs of neighbours whose blocks have the same parameters: LoRA may adapt some of them only."""
+        if self.is_initializing():
+            return [[stack] for stack in stacks]
+        groups = itertools.groupby(stacks, lambda stack: jax.tree.structure(self._params(stack)))
+        return [list(group) for _, group in groups]
+
+    def _params(self, stack: tuple[int, int]) -> dict[str, Any]:
+        return nn.unbox(self.variables["params"][stack_name(*stack)])
+
+    def _run_stack(
+        self, x: jax.Array, layout: Attends, stack: tuple[int, int]
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        x, _ = getattr(self, stack_name(*stack))(x, layout)
+        last = stack[1] - 1
+        return x, {last: x} if last in self.cfg.feature_layers else {}
+
+    def _run_alike(
+        self, x: jax.Array, layout: Attends, stacks: list[tuple[int, int]]
+    ) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """Several stacks by one scan, because compilers take each scan for a program of its own, gradients too.
+
+        Its parameters are put together in the dtype of the compute; features on the way are carried to the end.
+        """
+        (start, _), (_, stop) = stacks[0], stacks[-1]
+        params = jax.tree.map(lambda *parts: jnp.concatenate(parts), *map(self._computed, map(self._params, stacks)))
+        on_the_way = [layer for layer in range(start, stop - 1) if layer in self.cfg.feature_layers]
+        block = Block(self.cfg, self.dtype, Adapters(self.lora, f"vit/{stack_name(*stacks[0])}"), parent=None)
+
+        def apply(params: Any, x: jax.Array, layout: Attends) -> jax.Array:
+            return block.apply({"params": params}, x, layout)[0]
+
+        policy = remat_policy(self.remat)
+        if policy is not None:
+            apply = jax.checkpoint(apply, prevent_cse=False, policy=policy)
+
+        def one(carry: tuple[jax.Array, list[jax.Array]], layer: tuple[jax.Array, Any]) -> tuple[Any, None]:
+            x = apply(layer[1], carry[0], layout)
+            return (x, [jnp.where(layer[0] == at, x, tap) for at, tap in zip(on_the_way, carry[1], strict=True)]), None
+
+        begin = x, [jnp.zeros_like(x) for _ in on_the_way]
+        (x, taps), _ = jax.lax.scan(one, begin, (jnp.arange(start, stop), params))
+        found = dict(zip(on_the_way, taps, strict=True))
+        return x, found | ({stop - 1: x} if stop - 1 in self.cfg.feature_layers else {})
+
+    def _computed(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Parameters of a stack as its blocks use them: norms in float32, the rest in the dtype of the compute."""
+        cast = functools.partial(jax.tree.map, lambda leaf: leaf.astype(self.dtype))
+        return {name: part if name.startswith("norm") else cast(part) for name, part in params.items()}
 
     def run_survivors(self, x: jax.Array, kept: Kept, whole: WholeFrames | FlatFrames) -> dict[int, jax.Array]:
         """Packing and the blocks after the drop: x [B, F, C, W, D] -> [B, K, W, D] after each feature layer, by layer.

@@ -20,6 +20,7 @@ import optax
 from sttts_jax.trees import label_leaves, leaf_names, map_named, named_leaves
 
 FROZEN = "frozen"
+_LEAST_EPS = 1e-30  # smaller ones let a bound of what an update may do leave float32
 
 # Who trains what in the VLM of sttts_jax.models; the rows of the new tokens learn with the connector, as in Molmo2.
 VLM_LABELS = (
@@ -81,8 +82,10 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}={getattr(self, name)} must be from 0 to below 1")
-        if not self.eps > 0:
-            raise ValueError(f"optimizer.eps={self.eps} must be positive, or a gradient of 0 is divided by 0")
+        if not self.eps >= _LEAST_EPS:
+            raise ValueError(
+                f"optimizer.eps={self.eps} must be at least {_LEAST_EPS}, or a gradient of 0 is divided by 0"
+            )
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"optimizer.final_fraction={self.final_fraction} must lie in 0..1")
         for pattern in (*self.frozen, *self.train_only):
@@ -264,16 +267,34 @@ def guarded_update(
     optimizer: Optimizer, grads: Any, state: Any, params: Any, step: jax.Array, finite: jax.Array
 ) -> tuple[Any, Any, jax.Array]:
     """(params, state, whether they are new): `optimizer.update`; where `finite` (bool scalar) is false, or a parameter
-    would not be finite, params and state stay as they are, bit for bit.
+    might not be finite after it, params and state stay as they are, bit for bit.
     """
-    tried, _ = optimizer.update(grads, state, params, step)
-    leaves = jax.tree.leaves(optimizer.trained(tried))
-    finite &= jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-    # The update is computed again, behind a barrier, because keeping it would take the memory of the parameters.
-    grads, state, params, finite = jax.lax.optimization_barrier((grads, state, params, finite))
+    finite &= jnp.isfinite(_bound(optimizer, grads, state, params))
     new_params, new_state = optimizer.update(grads, state, params, step)
 
     def keep(new: Any, old: Any) -> Any:
         return old if new is old else jnp.where(finite, new, old)
 
     return *jax.tree.map(keep, (new_params, new_state), (params, state)), finite
+
+
+def _bound(optimizer: Optimizer, grads: Any, state: Any, params: Any) -> jax.Array:
+    """What no parameter is larger than after an update, float32 []: not finite if a parameter or a moment is not.
+
+    |p| (1 + rate decay) + rate (|m| + |g|) / ((1 - beta1) eps) with sums of all |p| and |m| for the largest. To look at
+    the new parameters themselves, the update would have to be made twice, or kept beside the old ones: AdamW inside of
+    a reduction takes a compiler twice as long as AdamW.
+    """
+    config, rate = optimizer.config, max(optimizer.groups.values())
+    weights, *moments = (
+        sum((jnp.sum(jnp.abs(leaf)) for leaf in leaves), jnp.float32(0))
+        for leaves in (jax.tree.leaves(optimizer.trained(params)), *(_moments(state, name) for name in ("mu", "nu")))
+    )
+    slopes = moments[0] + sum(optimizer.norms(grads).values(), jnp.float32(0))
+    step = rate * slopes / ((1 - config.beta1) * config.eps)
+    return weights * (1 + rate * config.weight_decay) + step + moments[1]
+
+
+def _moments(state: Any, name: str) -> list[jax.Array]:
+    """The leaves of the first ("mu") or the second moments ("nu") of all groups."""
+    return [leaf for _, part in optax.tree_utils.tree_get_all_with_path(state, name) for leaf in jax.tree.leaves(part)]

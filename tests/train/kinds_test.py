@@ -64,7 +64,7 @@ def test_a_section_that_is_none_is_named(name: str) -> None:
     ("path", "value", "sentence"),
     [
         ("optimizer.beta2", 1.0, "optimizer.beta2=1.0 must be from 0 to below 1"),
-        ("optimizer.eps", 0.0, "optimizer.eps=0.0 must be positive"),
+        ("optimizer.eps", 0.0, "optimizer.eps=0.0 must be at least 1e-30"),
         ("data.seed", 2**32, "data.seed=4294967296 must be from 0 to 4000000"),
         ("pruning.refill", 1, "pruning.refill=1 must be True or False"),
         ("evaluation.tasks", "shapes_video_qa", "evaluation.tasks='shapes_video_qa' must be a list of texts"),
