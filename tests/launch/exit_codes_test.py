@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sttts_jax import exit_codes
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,14 +20,14 @@ def _lib(commands: str, **variables: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("code", "verdict"),
     [
-        (0, "done"),
-        (1, "stop"),
-        (2, "stop"),
-        (42, "again"),
-        (127, "stop"),
-        (130, "stop"),
-        (137, "again"),
-        (170, "again"),
+        (exit_codes.DONE, "done"),
+        (exit_codes.FAILED, "stop"),
+        (exit_codes.MISTAKE, "stop"),
+        (exit_codes.PREEMPTED, "again"),
+        (exit_codes.INTERRUPTED, "stop"),
+        (exit_codes.HANG, "again"),
+        (127, "stop"),  # no such command
+        (137, "again"),  # SIGKILL
     ],
 )
 def test_verdict(code: int, verdict: str) -> None:
