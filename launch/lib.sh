@@ -11,11 +11,9 @@ die() {
   exit 2
 }
 
-# Prints a command as it could be typed, then runs it, unless this is a dry run.
+# Prints a command as it could be typed, then runs it, unless this is a dry run. One write: several may run at a time.
 run() {
-  printf '+'
-  printf ' %q' "$@"
-  printf '\n'
+  printf '+%s\n' "$(printf ' %q' "$@")"
   if [[ "$DRY_RUN" == 1 ]]; then return 0; fi
   "$@"
 }

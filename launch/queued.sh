@@ -62,6 +62,7 @@ attempt() {
   while :; do
     code="$(job_code)"
     if [[ -n "$code" ]]; then
+      sleep "$POLL_S" # for the logs of the other hosts
       if [[ "$keep" == 0 ]]; then delete_queued || true; fi
       return "$code"
     fi

@@ -7,7 +7,7 @@ usage() {
   cat <<'TEXT'
 usage: bash launch/shutdown_script.sh [--dry-run] [--help]
 
-SIGTERM to what launch/startup_script.sh started, and waits until it has saved.
+SIGTERM to what launch/startup_script.sh started, and waits until it has saved and put its log into the bucket.
 
   --dry-run   print every command and run none
   --help      print this text
@@ -23,4 +23,8 @@ case "${1:-}" in
   *) echo "error: unknown argument $1; see bash launch/shutdown_script.sh --help" >&2 && exit 2 ;;
 esac
 touch "$folder/shutting_down"
-exec "${stop[@]}"
+"${stop[@]}"
+for _ in {1..50}; do
+  if [[ -e "$folder/ended" ]]; then break; fi
+  sleep 0.2
+done

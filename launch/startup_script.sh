@@ -30,9 +30,7 @@ case "${1:-}" in
 esac
 
 run() {
-  printf '+'
-  printf ' %q' "$@"
-  printf '\n'
+  printf '+%s\n' "$(printf ' %q' "$@")"
   if [[ "$DRY_RUN" == 1 ]]; then return 0; fi
   "$@"
 }
@@ -98,7 +96,8 @@ if [[ "$DRY_RUN" == 1 ]]; then
   exit 0
 fi
 mkdir -p "$folder"
-rm -f "$folder/shutting_down" # launch/shutdown_script.sh left it
+rm -f "$folder/shutting_down" "$folder/ended" # launch/shutdown_script.sh and this one left them
+trap 'touch "$folder/ended"' EXIT
 job="$(metadata sttts-job)"
 who_am_i
 exec >>"$folder/log" 2>&1

@@ -1,9 +1,10 @@
-"""Google Cloud and SLURM as far as launch/ uses them, on this machine: commands to put first on PATH.
+"""Google Cloud, a cluster and SLURM as far as launch/ uses them, on this machine: commands to put first on PATH.
 
 A slice is a folder, a host a folder in it that is the home of what runs "there"; gs:// is a folder too. What a host
 runs is run here, by the real shell. Unknown flags are refused, as gcloud refuses them.
 
-    python cloud.py gcloud|curl|srun|scontrol WORD ...      with CLOUD, the root folder, in the environment
+    python -m tests.launch.cloud gcloud|curl|kubectl|srun|scontrol WORD ...
+                                                            with CLOUD, the root folder, in the environment
 """
 
 import os
@@ -16,8 +17,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.launch.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
 HOSTS = 2  # of a slice
-COMMANDS = ("gcloud", "curl", "srun", "scontrol")
 
 _PLACE = "zone project"
 _NETWORK = "network subnetwork internal-ips service-account tags spot reserved metadata metadata-from-file async"
@@ -52,7 +55,8 @@ class Cloud:
         folder = self.root / "bin"
         folder.mkdir(parents=True)
         for name in COMMANDS:
-            (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
+            run = f'exec env "PYTHONPATH={ROOT}" "{sys.executable}" -m tests.launch.cloud {name} "$@"'
+            (folder / name).write_text(f"#!/bin/sh\n{run}\n")
             (folder / name).chmod(0o755)
         return {**environment, "CLOUD": str(self.root), "PATH": f"{folder}:{environment['PATH']}"}
 
@@ -80,16 +84,21 @@ class Cloud:
 
     def delete(self, name: str) -> None:
         self.state(name)
+        while (self.root / "tpus" / name / "ends").exists():
+            time.sleep(0.1)
         for host in self.hosts(name):
             _end(host)
         shutil.rmtree(self.root / "tpus" / name)
 
     def preempt(self, name: str, host: int) -> None:
         """Takes a slice away: nobody reaches it any more; one host is told, all end, nothing of them is left."""
+        ends = self.root / "tpus" / name / "ends"
+        ends.touch()
         (self.root / "tpus" / name / "state").write_text("PREEMPTED")
         os.kill(_pid(self.hosts(name)[host]), signal.SIGTERM)
         for each in self.hosts(name):
             _await_end(each)
+        ends.unlink()
 
     def environment(self, name: str, host: int) -> dict[str, str]:
         """What a process on a host sees; the three variables stand for the metadata server that JAX would ask."""
@@ -127,13 +136,15 @@ class Cloud:
         self.run_script(name, "startup-script", wait=False)
 
     def run_script(self, name: str, kind: str, wait: bool) -> None:
-        """On every host, as root does when it starts or is shut down."""
+        """On every host, as root does when it starts or is shut down; ends with the host."""
         started = []
         for host in self.hosts(name):
             environment = {**self.environment(name, int(host.name)), "STTTS_JOB_FOLDER": str(host / "job")}
             with (host / f"{kind}.log").open("ab") as log:
                 words = ["bash", str(self.root / "queued" / name / kind)]
                 started.append(subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True))
+            (host / kind).mkdir()
+            (host / kind / "pid").write_text(str(started[-1].pid))
         for process in started if wait else []:
             process.wait()
 
@@ -301,11 +312,16 @@ def scontrol(cloud: Cloud, words: list[str]) -> int:
     return 0
 
 
+def kubectl(cloud: Cloud, words: list[str]) -> int:
+    return Cluster(cloud.root).kubectl(words)
+
+
+COMMANDS = {"gcloud": gcloud, "curl": curl, "kubectl": kubectl, "srun": srun, "scontrol": scontrol}
+
+
 def main() -> int:
-    cloud = Cloud(Path(os.environ["CLOUD"]))
-    command = {"gcloud": gcloud, "curl": curl, "srun": srun, "scontrol": scontrol}[sys.argv[1]]
     try:
-        return command(cloud, sys.argv[2:])
+        return COMMANDS[sys.argv[1]](Cloud(Path(os.environ["CLOUD"])), sys.argv[2:])
     except Refused as refused:
         print(refused.args[1], file=sys.stderr)
         return refused.args[0]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.cloud import HOSTS, Cloud
+from tests.launch.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
@@ -24,7 +25,9 @@ SLICE = ("--name", "pod", "--zone", "z", "--type", "v5p-16", "--spot")
 PROGRAM = """#!/usr/bin/env bash
 if [[ "$1 $2" != "-m sttts_jax"* ]]; then exit 0; fi
 printf 'start %s\\n' "${JAX_PROCESS_ID:-${SLURM_PROCID:-}} $*" >>"$STARTS"
-code="$(sed -n "$(grep -c "^start ${JAX_PROCESS_ID:-${SLURM_PROCID:-}} " "$STARTS")p" "$CODES")"
+starts="$(grep -c "^start ${JAX_PROCESS_ID:-${SLURM_PROCID:-}} " "$STARTS")"
+if [[ -n "${JOBSET_RESTARTS:-}" ]]; then starts=$((JOBSET_RESTARTS + 1)); fi # a pod may end before it counts its start
+code="$(sed -n "${starts}p" "$CODES")"
 if [[ "$code" != wait ]]; then exit "$code"; fi
 trap 'exit 42' TERM
 while :; do sleep 0.1; done
@@ -45,8 +48,12 @@ def _environment(cloud: Cloud, python: str) -> dict[str, str]:
     venv.mkdir(parents=True)
     (venv / "python").write_text(python)
     (venv / "python").chmod(0o755)
+    command = 'exec "$STTTS_VENV/bin/python" -m "sttts_jax.cli.$command" "$@"'
+    (venv / "sttts-jax").write_text(f'#!/bin/sh\ncommand="$1"\nshift\n{command}\n')  # of an image
+    (venv / "sttts-jax").chmod(0o755)
     quick = {"POLL_S": "0.2", "BACKOFF_S": "0", "GRACE_S": "20", "STTTS_VENV": str(venv.parent)}
-    return cloud.install({**os.environ, **quick, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"})
+    path = f"{venv}:{os.environ['PATH']}"
+    return cloud.install({**os.environ, **quick, "PATH": path, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"})
 
 
 def _program(cloud: Cloud, *codes: object) -> dict[str, str]:
@@ -79,7 +86,7 @@ def _meanwhile(act: Callable[[], None]) -> Iterator[None]:
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     yield
     thread.join()
@@ -180,10 +187,29 @@ def test_a_queued_resource_is_asked_for_again_until_its_job_is_done(cloud: Cloud
     with _meanwhile(suspend):
         code, text = _launch("queued.sh", *command, environment=environment)
     assert code == 0, text
-    assert "pod: SUSPENDED" in text and "restart 1 of 20" in text and text.count("queued-resources create pod") == 2
+    assert "pod: SUSPENDED" in text and "restart 1 of 20" in text, text
+    assert text.count("queued-resources create pod") == 2
     assert starts.read_text().count("train --config.a=('x y',)") == 2 * HOSTS
     assert not (cloud.root / "queued/pod").exists() and (cloud.root / "gs/b/jobs/pod/exit_code").read_text() == "0\n"
-    assert len(list((cloud.root / "gs/b/jobs/pod/logs").iterdir())) == 2 * HOSTS
+    assert len(list((cloud.root / "gs/b/jobs/pod/logs").glob("0-0-*.log"))) == 2  # of the first host, each time
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [((42, 170, 137, 0), "Completed 3"), ((42, 2), "Failed 1"), ((170, 170, 170, 170, 0), "Failed 3")],
+)
+@pytest.mark.parametrize("topology", ["v6e:2x4", "tpu7x:2x2x1"])
+def test_a_jobset_ends_when_its_job_does(topology: str, codes: tuple[int, ...], status: str, cloud: Cloud) -> None:
+    """All pods start again after a preemption, a hang or a signal, three times here; a mistake is final."""
+    environment = _program(cloud, *codes)
+    options = ("--name", "w", "--image", "i", "--topology", topology, "--restarts", "3", "--apply")
+    code, text = _launch("jobset.sh", *options, "--", "train", "--config.a=$HOME $(x)", environment=environment)
+    assert code == 0, text
+    cluster = Cluster(cloud.root)
+    _wait(lambda: not cluster.status("w").startswith("Running"))
+    assert cluster.status("w") == status
+    starts = (cloud.root / "starts").read_text().splitlines()
+    assert {line.split(maxsplit=2)[2] for line in starts} == {"-m sttts_jax.cli.train --config.a=$HOME $(x)"}
 
 
 def test_slurm_puts_the_job_back_after_a_preemption_and_not_after_a_mistake(cloud: Cloud, tmp_path: Path) -> None:
