@@ -11,7 +11,8 @@ usage: bash launch/host.sh [OPTION ...] -- COMMAND [ARGUMENT ...]
 Installs the package into .venv (skipped when nothing changed), runs `sttts-jax COMMAND ...`, ends with its exit code.
 SIGTERM and Ctrl-C are handed on: the program saves its step and ends.
 
-  --extra NAME     installed beside the package: tpu, cuda or none  (default: what the device here needs)
+  --extra NAME     installed beside the package: tpu, cuda, aot (compiles for TPUs that are not here) or none
+                   (default: what the device here needs)
   --no-install     the environment is ready: take it as it is
   --env-file FILE  lines NAME=VALUE for the program, secrets too; only its owner may read it (chmod 600)
   --port N         of the first process, where the others meet it: sets JAX_COORDINATOR_PORT. 8476 is open in the
@@ -153,9 +154,9 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 case "$extra" in
-  tpu | cuda | "") ;;
+  tpu | cuda | aot | "") ;;
   none) extra="" ;;
-  *) die "--extra takes tpu, cuda or none, not '$extra'" ;;
+  *) die "--extra takes tpu, cuda, aot or none, not '$extra'" ;;
 esac
 case "$action" in
   status) echo "sttts_jax $(hostname) $(state)" && exit 0 ;;

@@ -125,7 +125,7 @@ def test_a_launcher_says_what_is_missing(name: str, words: list[str], bare: Path
             "takes NAME=SECRET, a name",
         ),
         (("local.sh", "-n", "0", *TRAIN), "how many processes?"),
-        (("host.sh", "--extra", "gpu", *TRAIN), "--extra takes tpu, cuda or none"),
+        (("host.sh", "--extra", "gpu", *TRAIN), "--extra takes tpu, cuda, aot or none"),
         (("host.sh", "--no-install", *TRAIN), "there is no .venv"),
         (("slurm.sbatch", *TRAIN), "this runs under SLURM"),
     ],
