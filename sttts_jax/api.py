@@ -3,6 +3,7 @@
     from sttts_jax import api
 
     api.train(config, "runs/mine")
+    for found in api.plan(config, accelerator="v5p-128"): print(found.fits, found.step_seconds)
     api.evaluate("runs/mine", "shapes_video_qa", pruned_fraction=["0.3", "0.5"], say=print)
     api.open_checkpoint("runs/mine").watch("clip.mp4").ask("What happens at the end?").text
 
@@ -11,7 +12,7 @@ Mistakes are a ValueError or FileNotFoundError with one sentence that says what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ with epy.lazy_imports():
     from sttts_jax.evals import evaluate as evaluations
     from sttts_jax.evals import table, while_training
     from sttts_jax.infer import open as checkpoints
+    from sttts_jax.plan import plan as plans
+    from sttts_jax.plan import target as targets
     from sttts_jax.report import look, runs, views
     from sttts_jax.train import main, state
 
@@ -41,7 +44,7 @@ with epy.lazy_api_imports(globals()):
     from sttts_jax.infer.open import open_checkpoint
     from sttts_jax.report.runs import Report
 
-__all__ = ["Report", "convert_from_hf", "convert_to_hf", "evaluate", "open_checkpoint", "score", "train"]
+__all__ = ["Report", "convert_from_hf", "convert_to_hf", "evaluate", "open_checkpoint", "plan", "score", "train"]
 
 
 def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainState:
@@ -57,6 +60,33 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> state.TrainSt
     any device is touched, for a config that contradicts itself or the workdir.
     """
     return main.main(config, workdir, evaluator=while_training.evaluator)
+
+
+def plan(
+    config: ml_collections.ConfigDict,
+    *,
+    topology: str = "",
+    accelerator: str = "",
+    slices: int = 1,
+    device: str = "",
+    devices: int = 0,
+    timeout_s: float = 3600,
+    memory_gib: float | None = None,
+) -> Iterator[plans.Plan]:
+    """Compiles the steps that `train` would run for devices that need not be there; a Plan for every removed share.
+
+        (found,) = plan(config, topology="v5p:2x2x4")
+        print(found.fits, found.peak_gib, found.advice)
+
+    topology       of a TPU slice, "v5p:4x4x4"; or accelerator, "v5p-128"; `slices` of them
+    device         "cpu" or "gpu" in their place, and how many `devices`
+    timeout_s      of one compilation, and memory_gib that it may take
+
+    Each is compiled as it is asked for, in a process of its own. Raises ValueError for a config that contradicts itself
+    or the mesh, and where a limit is reached.
+    """
+    target = targets.make_target(topology, accelerator, slices, device, devices)
+    return plans.plan_run(config, target, timeout_s=timeout_s, memory_gib=memory_gib)
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from absl import flags
 DONE = 0
 FAILED = 1
 MISTAKE = 2
+DOES_NOT_FIT = 3
 PREEMPTED = 42  # the default of checkpoint.preempted_exit_code
 INTERRUPTED = 130
 NO_READER = 141
@@ -21,6 +22,7 @@ MEANINGS = {
     DONE: "everything that was asked is done; of `train`: every step",
     FAILED: "an error of the program, with a traceback",
     MISTAKE: "a mistake that the user can mend, in one sentence; trying again would not help",
+    DOES_NOT_FIT: "`plan`: a step does not fit into the devices' memory; what to change is said",
     PREEMPTED: "`train` was told to end (SIGTERM, SIGHUP) before its last step, and saved: the same command goes on "
     "(checkpoint.preempted_exit_code)",
     INTERRUPTED: "Ctrl-C; `train` saved",

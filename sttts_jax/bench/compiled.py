@@ -1,22 +1,18 @@
 """`bench tpu`: a pruned ViT block compiled for a TPU that is not there, and what the compiler expects of it.
 
 Times are the compiler's own estimates and know nothing of stalls; bytes are those between HBM and the core, see
-`traffic`. Both the pruned and the unpruned block run on the Pallas kernels.
+`plan.traffic`. Both the pruned and the unpruned block run on the Pallas kernels.
 """
 
-import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from sttts_jax.bench.bound import PASSES, pass_flops
@@ -24,15 +20,17 @@ from sttts_jax.bench.distributions import make_scores
 from sttts_jax.bench.record import versions
 from sttts_jax.bench.scopes import BenchShapes
 from sttts_jax.bench.timing import GIB
-from sttts_jax.bench.traffic import free_calls, hbm_bytes
 from sttts_jax.models.presets import preset
 from sttts_jax.models.vit_block import Block
 from sttts_jax.paths import PathLike, write_json
+from sttts_jax.plan.hlo import read_program
+from sttts_jax.plan.traffic import free_calls, hbm_bytes
 from sttts_jax.pruning.layout import survivors, whole_frames
 from sttts_jax.pruning.select import select_cells
+from sttts_jax.topology import by_topology, find_compiler, tpu_devices
 
-# The smallest slice of each chip: topology, and the name that libtpu knows it by.
-CHIPS = {"v5e": ("v5e:2x2", "v5litepod-4"), "v5p": ("v5p:2x2x1", "v5p-8"), "v6e": ("v6e:2x2", "v6e-4")}
+# The smallest slice of each chip.
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 Say = Callable[[str], None]
 
 
@@ -64,23 +62,6 @@ class CompiledRow:
         return {name.rstrip("_"): value for name, value in asdict(self).items()}
 
 
-def find_compiler(chip: str) -> None:
-    """Sets what libtpu reads from the environment when it is loaded. Raises ValueError when it is not installed."""
-    found = importlib.util.find_spec("libtpu")
-    if found is None or found.origin is None:
-        raise ValueError("compiling for TPUs needs libtpu: pip install libtpu; no TPU is needed")
-    wanted = {
-        "TPU_LIBRARY_PATH": str(Path(found.origin).with_name("libtpu.so")),
-        "TPU_ACCELERATOR_TYPE": CHIPS[chip][1],
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-
-
 def run(
     chip: str,
     name: str,
@@ -100,8 +81,9 @@ def run(
 
 def measure(chip: str, shapes: BenchShapes, fractions: Sequence[Fraction], say: Say) -> list[CompiledRow]:
     """Rows of the unpruned block and of every fraction, for both passes; survivors as with uniform scores."""
-    find_compiler(chip)
-    place = SingleDeviceSharding(topologies.get_topology_desc(CHIPS[chip][0], platform="tpu").devices[0])
+    slices = by_topology(CHIPS[chip])
+    find_compiler(slices.accelerator)
+    place = SingleDeviceSharding(tpu_devices(slices)[0])
     rows: list[CompiledRow] = []
     first: dict[str, CompiledRow] = {}
     for fraction in (Fraction(0), *fractions):
@@ -129,7 +111,7 @@ def _compile(
     compiled: Any = jax.jit(function).lower(*args).compile()
     memory: Any = compiled.memory_analysis()
     seconds = _seconds(compiled)
-    gigabytes = hbm_bytes(compiled.as_text()) / 1e9
+    gigabytes = hbm_bytes(read_program(compiled.as_text())) / 1e9
     counts = None
     if fraction:
         scores = make_scores("uniform", shapes.seed, shapes.batch, shapes.frames, shapes.vit.cells, fraction)

@@ -25,6 +25,7 @@ Command = Callable[[list[str]], int | None]
 # Name and one line, in the order a newcomer meets them.
 COMMANDS = {
     "data": "build, inspect and list datasets",
+    "plan": "compile a training step for devices that are not there: memory, time, collectives",
     "train": "train a model from a config file; the same command resumes",
     "evaluate": "answer benchmark questions from a checkpoint; accuracy with intervals",
     "answer": "answer questions about videos and images",

@@ -10,7 +10,6 @@ from typing import Any
 
 from absl import flags
 from etils import epy
-from ml_collections import config_flags
 
 from sttts_jax import exit_codes
 from sttts_jax.cli.main import run as run_command
@@ -69,7 +68,7 @@ def usage(argv: list[str]) -> str:
     lines = [*_wrapped(USAGE.format(names=names), width)]
     for code, meaning in exit_codes.table():
         lines += textwrap.wrap(f"  {code:<9}{meaning}", width, subsequent_indent=" " * 11)
-    words = _with_config_path(argv)
+    words = settings.with_config_path(argv)
     for path in [word.partition("=")[2].partition(":")[0] for word in words if word.startswith("--config=")]:
         text = ast.get_docstring(ast.parse(Path(path).read_text())) or "has no description"
         lines += ["", f"{path}:", "", textwrap.indent(text, "  ")]
@@ -94,45 +93,15 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) and value else repr(value)
 
 
-def _with_config_path(words: list[str]) -> list[str]:
-    """The words with --config NAME[:args] as --config=FILE[:args]. Raises ValueError where there is no such file."""
-    found, rest = list[str](), list(words)
-    while rest:
-        word = rest.pop(0)
-        flag, equal, value = word.partition("=")
-        if flag in ("--config", "-config") and (equal or rest):
-            name, colon, arguments = (value if equal else rest.pop(0)).partition(":")
-            word = f"--config={shipped.config_file(name)}{colon}{arguments}"
-        found.append(word)
-    return found
-
-
 def _parse(argv: list[str]) -> tuple[Any, str]:
-    values = flags.FlagValues()
-    rest, taken = settings.take_settings(_with_config_path(argv))
-    words = ["sttts-jax train", *rest]  # overrides are looked up here, not in the process's own arguments
-    config_flags.DEFINE_config_file("config", None, "the run", lock_config=True, flag_values=values, sys_argv=words)
-    flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the tokenizer go", flag_values=values)
-    try:
-        rest = values(words)[1:]
-    except (AttributeError, KeyError) as error:  # ml_collections: the key in quotes, then a line with the nearest one
-        inner = error.args[0]
-        key, *hint = str(inner.args[0] if isinstance(inner, KeyError) else inner).splitlines()
-        raise ValueError(f"the config has no key {key}; {' '.join(hint) or 'see train/config.py'}") from error
-    except TypeError as error:
-        raise ValueError(f"config: {str(error).splitlines()[0]}") from error
-    except flags.IllegalFlagValueError as error:  # holds the traceback of the config file; its last line is the reason
-        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
-    if rest:
-        raise ValueError(f"unexpected argument {rest[0]!r}; settings are given as --config.KEY=VALUE")
+    values = settings.read_flags("train", argv, _define)
     if values.config is None or not values.workdir:
         raise ValueError("--config NAME|FILE and --workdir DIR are both needed; --help lists all settings")
-    try:
-        values.config.to_dict()
-    except OSError as error:  # ml_collections tells of a missing file only when the config is used
-        raise ValueError(f"--config: {str(error).strip().splitlines()[-1].strip()}") from error
-    settings.apply_settings(values.config, taken)
     return values.config, values.workdir
+
+
+def _define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "where checkpoints, metrics and the tokenizer go", flag_values=values)
 
 
 if __name__ == "__main__":

@@ -97,10 +97,15 @@ def make_buckets(parts: Sequence[RunConfig], plan: Blueprint, streams: Sequence[
 
 
 def _bucket(config: RunConfig, plan: Blueprint, batches: Batches) -> Bucket:
+    flops = update_flops(config, frozen_parts(plan.optimizer.labels))
+    return Bucket(config, batches, bucket_step(config, plan), flops)
+
+
+def bucket_step(config: RunConfig, plan: Blueprint) -> jax.stages.Wrapped:
+    """(TrainState, batch) -> (TrainState, metrics) of one of `RunConfig.buckets`, yet to compile. Donates the state."""
     model = build_model(config.model, config.pruning, config.data.row_shape, plan.platform)
-    step = jax.jit(
+    return jax.jit(
         functools.partial(train_step, config.loss, config.seed, model, plan.optimizer),
         donate_argnums=0,
         out_shardings=(plan.shardings, None),
     )
-    return Bucket(config, batches, step, update_flops(config, frozen_parts(plan.optimizer.labels)))

@@ -7,29 +7,6 @@ from typing import Any
 
 KINDS = ("step", "data", "compile", "save", "eval")
 
-# Dense bf16 peak of one device, FLOP/s, from the vendors' data sheets; the key is how jax's device_kind begins.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bf16 FLOP/s of one device, None when it is not known (a CPU, or a device not in the table)."""
-    matches = [prefix for prefix in PEAK_FLOPS if device_kind.startswith(prefix)]
-    return PEAK_FLOPS[max(matches, key=len)] if matches else None
-
 
 class Clock:
     """Measures a training loop. All times in seconds of `now`.

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from sttts_jax.chips import peak_flops
 from sttts_jax.ckpt.aborted import save_aborted
 from sttts_jax.ckpt.content import tokenizer_digests
 from sttts_jax.ckpt.data_state import DataState
@@ -27,7 +28,7 @@ from sttts_jax.paths import write_text
 from sttts_jax.pruning.scorer import HISTOGRAM_BINS
 from sttts_jax.sharding import state_table
 from sttts_jax.train.buckets import Bucket, Buckets
-from sttts_jax.train.clock import Clock, peak_flops
+from sttts_jax.train.clock import Clock
 from sttts_jax.train.first_batch import check_first_batch, contact_sheet
 from sttts_jax.train.metrics import Late, MetricWriter
 from sttts_jax.train.overview import parameter_overview

@@ -1,0 +1,121 @@
+"""`sttts-jax plan`: the step of `train`, compiled for devices that are not there, and every way in which it ends."""
+
+import json
+from typing import Any
+
+import jax
+import pytest
+
+from sttts_jax.cli import plan as command
+from sttts_jax.cli.main import run
+from sttts_jax.plan.plan import Plan, plan_run
+from sttts_jax.plan.report import describe, plan_table
+from sttts_jax.plan.step import plan_step
+from sttts_jax.plan.target import Target, make_target
+from sttts_jax.train.config import RunConfig, defaults
+
+ROWS = 20  # no size of the model but rows over 4 devices
+# Large enough for parameters to be split, small enough to compile in seconds.
+SIZES = {
+    "vit": {"width": 256, "mlp": 512, "heads": 2, "head_dim": 128},
+    "llm": {"width": 256, "mlp": 1024, "layers": 2, "vocab": 2048},
+}
+
+
+def _words(*more: str) -> list[str]:
+    sizes = [
+        f"--config.model.overrides.{part}.{name}={size}" for part, of in SIZES.items() for name, size in of.items()
+    ]
+    fixed = ["--config.model.dtype=bfloat16", f"--config.data.rows={ROWS}"]
+    return ["--config", "demo", *fixed, *sizes, *more]
+
+
+@pytest.fixture(scope="module", name="found")
+def _found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The one plan for a TPU that these tests look at."""
+    pytest.importorskip("libtpu")
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--topology", "v5p:2x2x1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # what the compiler makes for a TPU is what counts
+        patch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=16384")  # with our 64 MiB it takes longer
+        assert run("plan", command.main, _words(*mesh, "--json", str(file))) == 0
+    (plan,) = json.loads(file.read_text())["plans"]
+    return plan
+
+
+@pytest.mark.slow
+@pytest.mark.aot_tpu
+def test_no_activation_travels(found: dict[str, Any]) -> None:
+    """Every collective of the step is a parameter's, a gradient's or a single number's; none comes from packing."""
+    carried = {one["carries"] for one in found["listing"]}
+    assert {"parameter", "gradient", "scalar"} <= carried <= {"parameter", "gradient", "scalar", "lookup"}
+    rows = {ROWS // parts for parts in (1, 2, 4)}
+    others = [one for one in found["listing"] if one["carries"] != "lookup"]
+    assert not [one for one in others if rows & set(one["dims"])]
+    pruning = [one for one in others if "/scorer/" in one["place"]]
+    assert pruning and {one["carries"] for one in pruning} <= {"parameter", "gradient"}
+    assert all(one["axes"] and set(one["axes"]) <= {"data", "fsdp"} for one in found["listing"])
+    gathers = [one for one in others if one["kind"] == "all-gather" and one["carries"] == "parameter"]
+    assert {one["dtype"] for one in gathers} == {"bf16"}
+
+
+@pytest.mark.slow
+@pytest.mark.aot_tpu
+def test_memory_work_and_time_of_a_step(found: dict[str, Any]) -> None:
+    assert found["fits"] and found["devices"] == 4 and found["kernels"] == "tpu" and found["device_kind"] == "TPU v5"
+    kinds = ("parameters", "optimizer", "batch", "activations", "temporaries", "program")
+    assert sum(found[f"{kind}_gib"] for kind in kinds) == pytest.approx(found["peak_gib"])
+    assert all(found[f"{kind}_gib"] > 0 for kind in kinds) and found["peak_gib"] < found["hbm_gib"] == 95
+    assert found["optimizer_gib"] == pytest.approx(2 * found["parameters_gib"], rel=0.05)
+    assert 0.5 < found["compiled_flops"] / found["flops"] < 2
+    assert found["step_seconds"] == max(found["compute_s"], found["hbm_s"], sum(found["interconnect_s"].values()))
+    assert found["compiler_s"] > found["compute_s"] > 0 and found["compile_s"] > found["trace_s"] / 10 > 0
+    assert found["advice"] == []
+
+
+def test_a_plan_for_cpus() -> None:
+    """In this process, on two of its devices."""
+    config = defaults()
+    config.model.preset, config.pruning.method = "tiny", "none"
+    config.model.overrides = {"llm": {"layers": 1}}
+    config.data.rows, config.data.max_frames, config.data.frames_per_row = 4, 4, 4
+    found = Plan(target="2 cpu", **plan_step(RunConfig.build(config), 0, jax.devices()[:2]))
+    assert found.fits and found.devices == 2 and found.kernels == "xla" and found.mesh["data"] == 2
+    assert {one["carries"] for one in found.listing} == {"gradient", "scalar"}
+    assert found.step_seconds is None  # nobody knows the peak of a CPU
+    assert "TFLOPs of a step on all devices" in describe(found) and "| yes |" in plan_table([("tiny", found)])
+
+
+def test_limits_end_with_a_sentence() -> None:
+    config = defaults()
+    with pytest.raises(ValueError, match=r"k = 0.5 on cpu: not compiled after 0.3 s, which is --timeout; give more"):
+        next(plan_run(config, Target("cpu"), timeout_s=0.3))
+    with pytest.raises(ValueError, match=r"takes more than --memory_gib=0.001; give more"):
+        next(plan_run(config, Target("cpu"), memory_gib=0.001))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one of --topology such as v5p:4x4x4, --accelerator such as v5p-128"),
+        (["--topology", "v5p:2x2x1", "--device", "cpu"], "give one of --topology"),
+        (["--topology", "v5p-8"], "names such as v5p-128 go to --accelerator"),
+        (["--device", "tpu"], "--device tpu is neither cpu nor gpu"),
+        (["--topology", "v5p:2x2x1", "--devices", "4"], "--devices is of --device"),
+        (["--device", "cpu", "--slices", "2"], "--slices is of TPUs"),
+        (["--device", "cpu", "--json", "/"], "--json / is a directory"),
+        (["--device", "cpu", "--config.data.row=3"], "the config has no key"),
+    ],
+)
+def test_mistakes_are_one_sentence(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", command.main, ["--config", "demo", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_targets() -> None:
+    assert make_target(accelerator="v5p-32", slices=2).name == "2 x v5p:2x2x4"
+    assert Target.from_json(json.loads(json.dumps(make_target(topology="v6e:4x4").as_json()))) == make_target(
+        topology="v6e:4x4"
+    )
