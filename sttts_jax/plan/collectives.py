@@ -9,6 +9,7 @@ sequence     activations, where tokens and frames are split (the mesh axis `sequ
 activation   anything else: rows travel that could have stayed
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +30,7 @@ class Collective:
     """One array of one collective.
 
     kind      "all-gather" and the like
-    carries   as above
+    carries   one of the classes above
     axes      of the mesh
     members   devices of a group
     dtype, dims     of what a device has afterwards, of a sum and a reduce-scatter before
@@ -63,9 +64,7 @@ class Collective:
 
 def find_collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collective]:
     """All of a program whose arguments are called state and batch, for a mesh of this shape."""
-    devices = 1
-    for size in mesh_shape.values():
-        devices *= size
+    devices = math.prod(mesh_shape.values())
     known: dict[str, tuple[tuple[str, ...], int]] = {}
 
     def crossing(one: Instruction) -> tuple[tuple[str, ...], int]:
@@ -77,10 +76,10 @@ def find_collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Co
     flow = Flow(program, lambda one: bool(set(crossing(one)[0]) & set(BATCH_AXES)))
     found: list[Collective] = []
     for computation, times, exact in program.runs():
-        for one in computation.instructions.values():
-            if base_kind(one.kind) in COLLECTIVES and crossing(one)[1] > 1:
-                found += _of_instruction(one, computation, times, exact, flow, *crossing(one))
-    return found
+        instructions = [one for one in computation.instructions.values() if base_kind(one.kind) in COLLECTIVES]
+        for one in instructions:
+            found += _of_instruction(one, computation, times, exact, flow, *crossing(one))
+    return [one for one in found if one.members > 1]
 
 
 def _of_instruction(

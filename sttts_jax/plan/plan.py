@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,18 +106,25 @@ def _ask(
         asked, answered, said = (Path(folder, name) for name in ("request.json", "answer.json", "stderr"))
         asked.write_text(json.dumps(request))
         command = [sys.executable, "-m", "sttts_jax.plan.child", str(asked), str(answered)]
-        with said.open("wb") as errors:
-            child = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors, start_new_session=True)
-            try:
-                code = _wait(child, what, timeout_s, memory_gib)
-            finally:
-                _end(child)
+        code = _run(command, environment, said, lambda child: _wait(child, what, timeout_s, memory_gib))
         if code != 0 or not answered.exists():
             raise ValueError(_died(what, code, said.read_text(errors="replace")))
         answer = json.loads(answered.read_text())
     if "mistake" in answer:
         raise ValueError(answer["mistake"])
     return answer
+
+
+def _run(
+    command: list[str], environment: dict[str, str], said: Path, wait: Callable[[subprocess.Popen[bytes]], int]
+) -> int:
+    """What `wait` gives of the process; it is ended whatever happens. `said`: a file for what it writes."""
+    with said.open("wb") as errors:
+        child = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors, start_new_session=True)
+    try:
+        return wait(child)
+    finally:
+        _end(child)
 
 
 def _wait(child: subprocess.Popen[bytes], what: str, timeout_s: float, memory_gib: float | None) -> int:

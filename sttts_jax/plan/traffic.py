@@ -119,20 +119,17 @@ def _fusion_bytes(given: list[list[Array]], results: list[Array], inside: Comput
 
 def _sliced(inside: Computation, name: str) -> int | None:
     """Bytes of the slices that are all that is read of a parameter of a fusion; None where something reads it whole."""
-    total = 0
-    for one in inside.instructions.values():
-        if name not in one.operands:
-            continue
-        if one.kind in ("bitcast", "reshape"):
-            further = _sliced(inside, one.name)
-            if further is None:
-                return None
-            total += further
-        elif one.kind == "dynamic-slice":
-            total += sum(array.bytes for array in one.results)
-        elif one.kind != "dynamic-update-slice" or one.operands[0] != name:
-            return None
-    return total
+    readers = [one for one in inside.instructions.values() if name in one.operands]
+    sizes = [_read_of(inside, one, name) for one in readers]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def _read_of(inside: Computation, reader: Instruction, name: str) -> int | None:
+    if reader.kind in ("bitcast", "reshape"):
+        return _sliced(inside, reader.name)
+    if reader.kind == "dynamic-slice":
+        return sum(array.bytes for array in reader.results)
+    return 0 if reader.kind == "dynamic-update-slice" and reader.operands[0] == name else None
 
 
 def _update(inside: Computation, end: Instruction) -> int | None:
