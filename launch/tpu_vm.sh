@@ -28,7 +28,7 @@ and more) it makes the slice anew where needed and starts again. The workdir mus
   --logs DIR        (default: runs/logs/NAME)
   --attach          look at what runs there already; it does not depend on this terminal
   --stop            end what was started there; the slice stays
-  --delete          delete the slice; with a command: once it is done
+  --delete          delete the slice; with a command: once that has ended, whatever its exit code
   --dry-run         print every command and run none
   --help            print this text
 
@@ -268,5 +268,9 @@ case "$action" in
   attach) attach || code=$? ;;
   stop) on_all bash launch/host.sh --stop || code=$? ;;
 esac
-if [[ "$delete" == 1 && "$code" == 0 ]]; then delete_slice; fi
+if [[ "$delete" == 1 ]]; then
+  delete_slice || true
+elif [[ "$action" == run && "$DRY_RUN" != 1 ]]; then
+  echo "$name stays, and costs; --delete in the place of the command gives it back"
+fi
 exit "$code"

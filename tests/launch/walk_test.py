@@ -140,7 +140,10 @@ def test_a_mistake_is_not_tried_again_and_a_hang_is(cloud: Cloud, tmp_path: Path
     assert code == 2, text
     assert "exit code 170: starts again in 0 s (restart 1 of 20)" in text and "exit codes: 2 2" in text
     assert text.count("tpu-vm create") == 1 and (cloud.root / "starts").read_text().count("start") == 2 * HOSTS
-    assert len(list((tmp_path / "logs").iterdir())) == 2 and cloud.state("pod") == "READY"
+    assert len(list((tmp_path / "logs").iterdir())) == 2
+    assert cloud.state("pod") == "READY" and "pod stays, and costs" in text
+    assert _launch("tpu_vm.sh", *SLICE, "--delete", environment=environment)[0] == 0
+    assert cloud.hosts("pod") == []
 
 
 def test_what_runs_is_stopped_and_what_does_not_is_left(cloud: Cloud, tmp_path: Path) -> None:
