@@ -5,8 +5,8 @@
 
 Arguments: k (removed share, or several such as 0.3/0.5, of which each step draws one), frames, method (none: without
 pruning), steps, data (a file with one JSON object a line, read by the source "jsonl:PATH"; for a mixture, set
-config.data.sources in `get_config`). The mesh takes all devices as fsdp; --config.loss.accumulate=N splits the rows of
-a step where they need too much memory.
+config.data.sources in `get_config`). Any number of devices shares the rows out, and a row where they are more
+(mesh.sequence); --config.loss.accumulate=N splits the rows of a step where they need too much memory.
 
 The table of the input's base tokens is not trained, as in Molmo2; the head, a matrix of its own, is.
 

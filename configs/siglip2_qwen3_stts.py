@@ -6,8 +6,8 @@
 
 Arguments: k (removed share, or several such as 0.3/0.5, of which each step draws one), frames, method (none: without
 pruning), steps, data (a file with one JSON object a line, read by the source "jsonl:PATH"; for a mixture, set
-config.data.sources in `get_config`). The mesh takes all devices as fsdp; --config.loss.accumulate=N splits the rows of
-a step where they need too much memory.
+config.data.sources in `get_config`). Any number of devices shares the rows out, and a row where they are more
+(mesh.sequence); --config.loss.accumulate=N splits the rows of a step where they need too much memory.
 
 The converted checkpoint has a fresh connector and fresh rows for the tokens that Molmo2 adds. They learn at 2e-4, and
 over 31,000 steps, as in Molmo2's first stage; everything else is the recipe of the STTS paper (arXiv 2603.18004).

@@ -12,7 +12,7 @@ Mistakes are a ValueError or FileNotFoundError with one sentence that says what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,7 @@ def evaluate(
     max_crops: int | None = None,
     sampling: str | None = None,
     batch: int = 32,
+    mesh: Mapping[str, int] | None = None,
     frame_buckets: Sequence[int] = (),
     limit: int | None = None,
     seed: int = 0,
@@ -121,10 +122,10 @@ def evaluate(
     pruned_fraction  share of the cells to remove, or several; None: as trained. A method that removes nothing has one
     max_frames       of a video at most, or several; max_fps: frames a second at most; None: as trained
     max_crops        most tiles of an image, and sampling of frames, see `infer.model.Model.watch`
-    batch            videos a batch, over all devices
+    batch            videos a batch, over all devices, or a few more that divide over the mesh
+    mesh             {"fsdp": -1, "tensor": 2} and the like, see `mesh.axis_sizes`; None: over all devices by rows
     frame_buckets    frames that rows are made for; empty: 8, 16, 32, .. up to `max_frames`
-    limit            ask only the first so many questions of a task
-    seed             of methods that choose at random
+    limit            ask only the first so many questions of a task; seed: of methods that choose at random
     data_dir         where built data sets lie; None: where the run found them
     out              for results.json and predictions; None: "eval" in each workdir. Several runs get a folder each
     overwrite        measure again what is in results.json; else what was measured of the same questions, files, weights
@@ -139,7 +140,7 @@ def evaluate(
     if report is not None and jax.process_count() > 1:
         raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
     sweep = evaluations.Sweep(method, pruned_fraction, max_frames, max_fps, max_crops, sampling)
-    found = evaluations.plan(workdirs, tasks, sweep, limit, data_dir, out, overwrite)
+    found = evaluations.plan(workdirs, tasks, sweep, limit, data_dir, out, overwrite, mesh)
     if report is not None:
         runs.check_report(found, report)
     evaluations.measure(found, batch, seed, frame_buckets, say)

@@ -21,7 +21,7 @@ from sttts_jax.trees import named_leaves
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
     dims.LAYERS: (),
-    dims.EMBED: ("fsdp",),
+    dims.EMBED: ("fsdp", "sequence"),
     dims.HEADS: ("tensor",),
     dims.KV_HEADS: ("tensor",),
     dims.HEAD_DIM: (),
@@ -37,10 +37,12 @@ RULES: dict[str, tuple[str, ...]] = {
     dims.ACT_BATCH: ("data", "fsdp"),
     dims.ACT_LENGTH: ("sequence",),
     dims.ACT_EMBED: (),
-    dims.ACT_HEADS: ("tensor",),
-    dims.ACT_KV_HEADS: ("tensor",),
+    # Where tokens lie over `sequence`, heads do not; inside of attention tokens are whole, and heads take it.
+    dims.ACT_HEADS: ("tensor", "sequence"),
+    dims.ACT_KV_HEADS: ("tensor", "sequence"),
     dims.ACT_HEAD_DIM: (),
     dims.ACT_MLP: ("tensor",),
+    dims.ACT_CHANNELS: ("sequence",),  # of tokens that are gathered from a whole row
 }
 
 MIN_SIZE = 2**18  # numbers; smaller leaves are cheaper to copy than to gather
@@ -100,9 +102,33 @@ def _mesh_sizes() -> dict[str, int]:
     return {axis: size for axis, size in mesh.shape.items() if types[axis] == AxisType.Auto}
 
 
-def split_axes(size: int, name: str) -> tuple[str, ...] | None:
-    """Mesh axes over which a dimension of `size` called `name` lies under `jax.set_mesh`; None if it is not split."""
-    return mesh_axes((size,), (name,), _mesh_sizes())[0]
+def moved(x: jax.Array, before: tuple[str | None, ...], after: tuple[str | None, ...]) -> jax.Array:
+    """x, which lies as the names `before` say, as `after` say: an all-to-all for a mesh axis that changes its place.
+
+    Both layouts are asked for, so that the gradient goes the same way back. Identity where they are one.
+    """
+    sizes = _mesh_sizes()
+    if mesh_axes(x.shape, before, sizes) == mesh_axes(x.shape, after, sizes):
+        return x
+    return constrain(constrain(x, *before), *after)
+
+
+def split_axes(shape: tuple[int, ...], *names: str | None) -> tuple[tuple[str, ...] | None, ...]:
+    """Mesh axes of each dimension of `shape`, called `names`, under `jax.set_mesh`; None where it is not split."""
+    return mesh_axes(shape, names, _mesh_sizes())
+
+
+def shards(axes: tuple[str, ...] | None) -> int:
+    """Into how many parts these mesh axes split a dimension under `jax.set_mesh`."""
+    sizes = _mesh_sizes()
+    return math.prod(sizes[axis] for axis in axes or ())
+
+
+def room(size: int, name: str) -> int:
+    """The least size from `size` on that all mesh axes of the dimension `name` divide under `jax.set_mesh`."""
+    sizes = _mesh_sizes()
+    parts = math.prod(sizes.get(axis, 1) for axis in RULES[name])
+    return -(-size // parts) * parts
 
 
 def on_shards(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import pytest
 from sttts_jax.models.flops import RowFlops, parameter_counts
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
-from sttts_jax.train.config import RunConfig
+from sttts_jax.train.config import MeshConfig, RunConfig
 from sttts_jax.train.cost import WEIGHTS, describe, frozen_parts, full_row_flops, unpruned, update_flops
 from sttts_jax.train.optimizer import FROZEN
 from sttts_jax.train.recipe import FRAME_TEXT, VIDEOS, WORDS, row_length
@@ -90,7 +90,7 @@ def test_the_numbers_of_the_paper(name: str) -> None:
     assert (o.beta1, o.beta2, o.eps, o.weight_decay, o.clip_norm, o.final_fraction) == (0.9, 0.95, 1e-6, 0.0, 1.0, 0.1)
     assert (run.model.dtype, run.loss.z_loss, run.pruning.method) == ("bfloat16", 1e-4, "scorer")
     assert (run.data.max_frames, run.data.max_fps, run.data.frames_per_row) == (64, 2.0, 128)
-    assert run.init_from.startswith("checkpoints/") and (run.mesh.data, run.mesh.fsdp) == (1, -1)
+    assert run.init_from.startswith("checkpoints/") and run.mesh == MeshConfig(-1, -1, 1, -1)
     assert f"--to orbax:{run.init_from}\n" in _path(name).read_text()
 
 

@@ -1,11 +1,14 @@
 """The mesh's sizes and errors, and which rows each process loads on real and fake topologies."""
 
+import textwrap
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
 from sttts_jax.mesh import AXES, DataLayout, axis_sizes, make_mesh
+from tests.aot import run_for_tpu
 
 
 class FakeDevice:
@@ -32,7 +35,8 @@ def test_open_axis_takes_the_rest() -> None:
     [
         ({"data": -1, "fsdp": 3}, "need a multiple of 3 devices but there are 8"),
         ({"data": 2, "fsdp": 2}, "data=2 x fsdp=2 needs 4 devices but there are 8"),
-        ({"data": -1, "fsdp": -1}, r"\['data', 'fsdp'\] are all -1"),
+        ({"fsdp": -1, "tensor": -1, "sequence": -1}, r"\['tensor', 'sequence'\] are both -1"),
+        ({"data": -1, "fsdp": -1, "tensor": 3}, "tensor=3 need a multiple of 3 devices but there are 8"),
         ({"model": 8}, r"\['model'\] are unknown"),
         ({"data": 0}, "not positive"),
         ({}, "needs 1 devices but there are 8"),
@@ -41,6 +45,77 @@ def test_open_axis_takes_the_rest() -> None:
 def test_bad_sizes_name_the_numbers(axes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         axis_sizes(axes, 8)
+
+
+ALL_OPEN = {"data": -1, "fsdp": -1, "sequence": -1}
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "rows", "slices", "want"),
+    [
+        (ALL_OPEN, 8, 64, 1, (1, 8, 1, 1)),
+        (ALL_OPEN, 256, 64, 1, (1, 64, 1, 4)),
+        (ALL_OPEN, 512, 64, 2, (2, 32, 1, 8)),
+        (ALL_OPEN, 24, 64, 1, (1, 8, 1, 3)),
+        (ALL_OPEN, 8, None, 1, (1, 8, 1, 1)),
+        ({**ALL_OPEN, "tensor": 2}, 256, 64, 1, (1, 64, 2, 2)),
+        ({"fsdp": -1, "tensor": -1}, 256, 64, 1, (1, 64, 4, 1)),
+        ({"data": 2, "fsdp": -1, "sequence": -1}, 256, 64, 2, (2, 32, 1, 4)),
+        ({"data": -1, "fsdp": 16, "sequence": -1}, 256, 64, 2, (4, 16, 1, 4)),
+        ({"data": -1, "fsdp": -1}, 256, 64, 4, (4, 64, 1, 1)),
+        ({"fsdp": -1}, 256, 64, 1, (1, 256, 1, 1)),
+    ],
+)
+def test_open_axes_share_the_devices(
+    axes: dict[str, int], devices: int, rows: int | None, slices: int, want: tuple[int, ...]
+) -> None:
+    """Rows first, as far as they divide; what they do not fill goes to the axis that shares a row out."""
+    assert tuple(axis_sizes(axes, devices, rows, slices).values()) == want
+
+
+TOPOLOGY = textwrap.dedent(
+    """
+    from jax.experimental import topologies
+    from sttts_jax.mesh import DataLayout, make_mesh
+
+    def check(name, axes, slices=None):
+        more = {} if slices is None else {"num_slices": slices}
+        devices = topologies.get_topology_desc(name, platform="tpu", **more).devices
+        mesh = make_mesh(axes, devices, rows=64)
+        assert mesh.devices.size == len(devices)
+        layouts = [DataLayout(mesh, process) for process in sorted({d.process_index for d in devices})]
+        rows = {layout.rows_per_process(64) * layout.shard_count for layout in layouts}
+        slice_of = [{getattr(d, "slice_index", None) for d in part.flat} for part in mesh.devices]
+        assert rows == {64} and all(len(found) == 1 for found in slice_of)
+        print(name, *mesh.devices.shape)
+
+    every = {"data": -1, "fsdp": -1, "sequence": -1}
+    for name in ("v5e:16x16", "v5p:2x2x2", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x4x8", "v6e:16x16", "tpu7x:2x2x4"):
+        check(name, every)
+    check("v5p:4x4x8", {"fsdp": 64, "tensor": 2})
+    check("v6e:16x16", {"fsdp": 64, "tensor": 4})
+    check("v6e:4x4", every, slices=4)
+    check("v5e:16x16", every, slices=2)
+    """
+)
+
+
+@pytest.mark.aot_tpu
+def test_meshes_lie_on_real_slices() -> None:
+    """One set of axes fills every topology, several slices along `data`, and every host loads equally many rows."""
+    assert run_for_tpu(TOPOLOGY, "v5p:2x2x1") == [
+        "v5e:16x16 1 64 1 4",
+        "v5p:2x2x2 1 8 1 1",
+        "v5p:2x2x4 1 16 1 1",
+        "v5p:4x4x4 1 64 1 1",
+        "v5p:4x4x8 1 64 1 2",
+        "v6e:16x16 1 64 1 4",
+        "tpu7x:2x2x4 1 32 1 1",
+        "v5p:4x4x8 1 64 2 1",
+        "v6e:16x16 1 64 4 1",
+        "v6e:4x4 4 16 1 1",
+        "v5e:16x16 2 32 1 8",
+    ]
 
 
 def test_mesh_is_auto_on_every_axis_and_uses_all_devices() -> None:
@@ -57,7 +132,8 @@ def test_single_process_loads_everything() -> None:
     layout = DataLayout(make_mesh({"data": 4, "tensor": 2}))
     assert (layout.shard_index, layout.shard_count, layout.row_shards) == (0, 1, 4)
     assert layout.rows_per_process(8) == 8
-    with pytest.raises(ValueError, match="6 rows does not divide over data x fsdp = 4"):
+    assert [layout.filled(rows) for rows in (1, 4, 6)] == [4, 4, 8]
+    with pytest.raises(ValueError, match="6 rows does not divide over data x fsdp = 4.*or share rows out: mesh.seq"):
         layout.rows_per_process(6)
 
 

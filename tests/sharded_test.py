@@ -20,12 +20,17 @@ from sttts_jax.train.step import train_step
 from tests.models.batches import Sizes, Talk, make_batch
 from tests.models.small import CFG as SMALL
 
-# Sizes that two devices can share.
-CFG = dataclasses.replace(SMALL, llm=dataclasses.replace(SMALL.llm, kv_heads=2, vocab=30, extra_vocab=2))
+# Sizes that two devices, or heads that four, can share.
+CFG = dataclasses.replace(
+    SMALL,
+    vit=dataclasses.replace(SMALL.vit, heads=4, head_dim=4),
+    llm=dataclasses.replace(SMALL.llm, heads=4, kv_heads=4, vocab=30, extra_vocab=2),
+)
 SIZES = Sizes(frames=4, cells=4, unpruned=32, vocab=30)
 ROWS, STEPS = 8, 3
 Axes = tuple[tuple[str, int], ...]
 ONE, DATA, BOTH = (("data", 1),), (("data", 8),), (("data", 4), ("fsdp", 2))
+ROWS_IN_PARTS, MIXED = (("data", 2), ("sequence", 4)), (("fsdp", 2), ("tensor", 2), ("sequence", 2))
 COLLECTIVE = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
@@ -101,12 +106,12 @@ def _train(axes: Axes, accumulate: int = 1) -> tuple[list[dict], list[np.ndarray
             state, out = step(state, batch)
             metrics.append(jax.tree.map(np.asarray, out))
         split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
-        assert bool(split) == (dict(axes).get("fsdp", 1) > 1)
+        assert bool(split) == any(name != "data" for name, _ in axes)
         return metrics, kept, jax.tree.map(np.asarray, state.params)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("axes", "accumulate"), [(BOTH, 1), ((("data", 2), ("fsdp", 2)), 2)])
+@pytest.mark.parametrize(("axes", "accumulate"), [(BOTH, 1), (ROWS_IN_PARTS, 1), (MIXED, 2)])
 def test_a_mesh_trains_as_one_device_does(axes: Axes, accumulate: int) -> None:
     """Every metric of every step, every kept cell, and the parameters at the end."""
     want, want_kept, want_params = _train(ONE)
@@ -123,8 +128,8 @@ def test_a_mesh_trains_as_one_device_does(axes: Axes, accumulate: int) -> None:
 
 
 @functools.cache
-def _collectives(axes: Axes, method: str, gradient: bool = False) -> collections.Counter:
-    """How often each kind stands in the compiled forward pass of the whole model, or in its gradient."""
+def _compiled(axes: Axes, method: str, gradient: bool = False) -> jax.stages.Compiled:
+    """The forward pass of the whole model, or its gradient."""
     run, mesh = _run(method), _mesh(dict(axes))
     plan = _plan(run, mesh)
     model = plan.model
@@ -144,8 +149,12 @@ def _collectives(axes: Axes, method: str, gradient: bool = False) -> collections
     }
     function = jax.grad(loss) if gradient else forward
     with jax.set_mesh(mesh):
-        text = jax.jit(function).lower(plan.abstract.params, batch).compile().as_text()
-    return collections.Counter(COLLECTIVE.findall(text))
+        return jax.jit(function).lower(plan.abstract.params, batch).compile()
+
+
+def _collectives(axes: Axes, method: str, gradient: bool = False) -> collections.Counter:
+    """How often each kind stands in the compiled program."""
+    return collections.Counter(COLLECTIVE.findall(str(_compiled(axes, method, gradient).as_text())))
 
 
 @pytest.mark.parametrize("method", ["scorer", "easy", "reference_tracking", "none"])
@@ -164,3 +173,12 @@ def test_packing_adds_no_collective_to_split_parameters(pruned: str, unpruned: s
 def test_the_gradient_of_packing_adds_none_either() -> None:
     """Over rows alone, all a gradient needs is the sum of the parameters' gradients."""
     assert set(_collectives(DATA, "scorer", gradient=True)) == {"all-reduce"}
+
+
+@pytest.mark.slow
+def test_devices_that_share_rows_repeat_nothing() -> None:
+    """Each computes and holds as much as where it has rows of its own."""
+    whole, shared = (_compiled(axes, "scorer", gradient=True) for axes in (DATA, (("data", 4), ("sequence", 2))))
+    assert shared.cost_analysis()["flops"] == pytest.approx(whole.cost_analysis()["flops"], rel=0.05)
+    of_whole, of_shared = whole.memory_analysis(), shared.memory_analysis()
+    assert of_shared.temp_size_in_bytes < 1.1 * of_whole.temp_size_in_bytes

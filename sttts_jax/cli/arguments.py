@@ -79,6 +79,15 @@ def whole_numbers(text: str, flag: str) -> list[int]:
     return [int(word) for word in found]
 
 
+def mesh_axes(text: str) -> dict[str, int]:
+    """'fsdp=-1,tensor=2' -> {"fsdp": -1, "tensor": 2}. Raises ValueError for what is no axis and its size."""
+    found = dict(word.partition("=")[::2] for word in words(text, "--mesh"))
+    for axis, size in found.items():
+        if not size.removeprefix("-").isdigit():
+            raise ValueError(f"--mesh {axis}={size} must be AXIS=N with a whole number; -1: the rest of the devices")
+    return {axis: int(size) for axis, size in found.items()}
+
+
 def check_not_empty(args: argparse.Namespace, *names: str) -> None:
     """Raises ValueError for an empty text under one of these names, as an unset variable of a shell leaves."""
     for name in names:

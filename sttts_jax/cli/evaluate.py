@@ -22,6 +22,7 @@ from sttts_jax.cli.arguments import (
     check_at_least_one,
     check_not_empty,
     distributed_config,
+    mesh_axes,
     whole_numbers,
     words,
 )
@@ -35,7 +36,9 @@ def main(argv: list[str]) -> int:
     """Prints one table a task. Raises ValueError or FileNotFoundError with one sentence before anything is compiled."""
     args = _parser().parse_args(argv)
     check_at_least_one(args, "batch", "limit")
-    check_not_empty(args, "pruned_fraction", "max_frames", "frame_buckets", "data_dir", "out", "report", "picture")
+    check_not_empty(
+        args, "mesh", "pruned_fraction", "max_frames", "frame_buckets", "data_dir", "out", "report", "picture"
+    )
     report = None
     if args.report or args.picture:
         report = api.Report(args.report, args.picture, made_by=" ".join(["sttts-jax evaluate", *argv]))
@@ -49,6 +52,7 @@ def main(argv: list[str]) -> int:
         max_crops=args.max_crops,
         sampling=args.sampling,
         batch=args.batch,
+        mesh=mesh_axes(args.mesh) if args.mesh else None,
         frame_buckets=whole_numbers(args.frame_buckets, "--frame_buckets") if args.frame_buckets else (),
         limit=args.limit,
         seed=args.seed,
@@ -82,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_sampling(parser)
     parser.add_argument("--batch", type=int, default=32, help="videos a batch, over all devices (%(default)s)")
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N[,AXIS=N]",
+        help="of data, fsdp, tensor, sequence; -1 for the rest of the devices (default: data=-1,fsdp=-1)",
+    )
     parser.add_argument(
         "--frame_buckets",
         metavar="N[,N]",

@@ -1,9 +1,10 @@
 """Runs answer tasks at settings: everything is checked first, finished measurements are read, the rest is measured."""
 
 import dataclasses
+import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from sttts_jax.evals.results import Result, ResultsFile
 from sttts_jax.evals.tasks import Task, find_task
 from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.open import read_checkpoint
+from sttts_jax.mesh import make_mesh
 from sttts_jax.paths import PathLike, as_path, file_name
 from sttts_jax.train.metrics import read_lines
 
@@ -74,6 +76,7 @@ def plan(
     data_dir: str | None = None,
     out: PathLike | None = None,
     overwrite: bool = False,
+    mesh: Mapping[str, int] | None = None,
 ) -> list[Evaluation]:
     """One Evaluation a run, in order, still without results: configs are read, sources and earlier results opened.
 
@@ -83,6 +86,9 @@ def plan(
     if data_dir is not None and all(task.source.startswith(JSONL) for task in chosen):
         raise ValueError(f"data_dir={data_dir} is where built datasets lie, and every task is a file; leave it out")
     checkpoints = _read_all(_several(workdirs, "workdirs"), sweep.method)
+    if mesh is not None:
+        place = functools.cache(lambda: make_mesh(mesh))
+        checkpoints = [dataclasses.replace(checkpoint, place=place) for checkpoint in checkpoints]
     evaluations = []
     for checkpoint in checkpoints:
         folder = Workdir(checkpoint.directory).evaluations if out is None else as_path(out)

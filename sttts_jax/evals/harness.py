@@ -45,22 +45,25 @@ class _Run(NamedTuple):
 class Harness:
     """Programs are kept, so that tasks that share a bucket share them. `seed` is for methods that choose at random.
 
-    `rows` videos are a batch. `steps` are the frame counts of buckets, see `frame_ladder`; `together` is the most
-    questions that share a row. Neither changes an answer, only how long it takes; but methods that choose at random
-    choose for the rows of a batch.
+    `rows` videos are a batch, or a few more, so that all devices get equally many. `steps` are the frame counts of
+    buckets, see `frame_ladder`; `together` is the most questions that share a row. Neither changes an answer, only how
+    long it takes; but methods that choose at random choose for the rows of a batch.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, rows: int, seed: int = 0, steps: Sequence[int] = (), together: int = TOGETHER
     ):
-        """Raises ValueError where the rows of a batch do not divide over the devices, or are none, and for a seed that
-        is none.
+        """Raises ValueError where the rows of a batch are none, the devices cannot share out the model, and for a seed
+        that is none.
         """
         check_seed(seed)
         if type(rows) is not int or rows < 1:
             raise ValueError(f"a batch of {rows!r} rows must be a whole number, at least 1")
-        self.checkpoint, self.rows, self.seed, self.steps, self.together = checkpoint, rows, seed, steps, together
-        self._mine = checkpoint.layout.rows_per_process(rows)
+        mesh = checkpoint.mesh.shape
+        checkpoint.vlm.check_shared(mesh["tensor"] * mesh["sequence"])
+        self.checkpoint, self.seed, self.steps, self.together = checkpoint, seed, steps, together
+        self.rows = checkpoint.layout.filled(rows)
+        self._mine = checkpoint.layout.rows_per_process(self.rows)
         self._programs: dict[tuple[RowShape, tuple[int, ...], int], tuple[Any, float]] = {}  # with seconds of compiling
 
     def reload(self, step: int, params: Any) -> None:

@@ -26,7 +26,7 @@ from sttts_jax.train.kinds import check_kinds
 
 def all_devices() -> jax.sharding.Mesh:
     """Rows and parameters over all devices, whatever mesh the checkpoint was trained on."""
-    return make_mesh({"fsdp": -1})
+    return make_mesh({"data": -1, "fsdp": -1})
 
 
 def canonical_fraction(value: str | float) -> str:

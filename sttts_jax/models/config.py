@@ -195,6 +195,16 @@ class VlmConfig:
                 found |= {f"vit/{stack}/{name}": (end - first, *sides) for name, sides in _vit_sides(self.vit).items()}
         return found
 
+    def check_shared(self, devices: int) -> None:
+        """Raises ValueError unless so many devices can share out the heads: they would repeat each other's work."""
+        vit, llm = self.vit.heads, self.llm.kv_heads
+        if math.gcd(vit, llm) % devices:
+            raise ValueError(
+                f"mesh.tensor x mesh.sequence = {devices} must divide the {vit} heads of the vision transformer and "
+                f"the {llm} key heads of the language model, {math.gcd(vit, llm)} at most; give the other devices to "
+                "mesh.data or mesh.fsdp, with more rows a batch"
+            )
+
     def check(self) -> Self:
         """Raises ValueError with one sentence if a part, or two parts together, cannot be built."""
         self.vit.check()

@@ -24,6 +24,7 @@ from sttts_jax.ops.layers import fan_in, normal, ones, weight
 from sttts_jax.ops.norm import rms_norm
 from sttts_jax.ops.remat import remat_policy
 from sttts_jax.ops.rope import apply_rope, rope_frequencies, rope_tables, yarn_frequencies
+from sttts_jax.ops.token_moves import channels_to_tokens, heads_to_tokens, tokens_to_heads
 from sttts_jax.sharding import constrain
 
 Rope = tuple[jax.Array, jax.Array]  # cos and sin, [R, B, S, d/2]; R = 2 (plain, YaRN) if some layers are scaled
@@ -99,11 +100,12 @@ class LlmBlock(nn.Module):
         q = constrain(apply_rope(q, cos, sin), ACT_BATCH, ACT_LENGTH, ACT_HEADS, ACT_HEAD_DIM)
         k = constrain(apply_rope(k, cos, sin), ACT_BATCH, ACT_LENGTH, ACT_KV_HEADS, ACT_HEAD_DIM)
         v = constrain(v, ACT_BATCH, ACT_LENGTH, ACT_KV_HEADS, ACT_HEAD_DIM)
+        q, k, v = (tokens_to_heads(x) for x in (q, k, v))
         if kv is not None:
             k_buffer, k = write_layer(kv[0], index, length, k)  # from here on all Smax slots of the layer
             v_buffer, v = write_layer(kv[1], index, length, v)
             kv = (k_buffer, v_buffer)
-        heads = attend_rows(q, k, v, plan)  # [B, S, H, d]
+        heads = heads_to_tokens(attend_rows(q, k, v, plan))  # [B, S, H, d]
         out = jnp.einsum("bshd,hde->bse", heads, out_kernel)
         return self.adapters.add(self, "out", out, heads, (*q_axes, dims.EMBED), inputs=2), kv
 
@@ -163,12 +165,13 @@ class Llm(nn.Module):
         )(c, self.dtype, Adapters(self.lora, "llm/blocks"))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """int [...] -> `dtype` [..., E]. Ids from `vocab` on are the extra rows, a parameter of their own."""
+        """int [B, S] -> `dtype` [B, S, E]. Ids from `vocab` on are the extra rows, a parameter of their own."""
         base = jnp.take(self.embedding, jnp.minimum(tokens, self.cfg.vocab - 1), axis=0)
         if self.cfg.extra_vocab:
             extra = jnp.take(self.new_embedding, jnp.maximum(tokens - self.cfg.vocab, 0), axis=0)
             base = jnp.where((tokens >= self.cfg.vocab)[..., None], extra, base)
-        return base.astype(self.dtype)
+        # A table that is split by width gives rows that are: first rows part, and then tokens, an all-to-all each.
+        return channels_to_tokens(base.astype(self.dtype))
 
     def __call__(
         self,

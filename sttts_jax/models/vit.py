@@ -27,6 +27,7 @@ from sttts_jax.models.lora import Adapters, LoraConfig
 from sttts_jax.models.vit_block import Block
 from sttts_jax.ops.layers import Einsum, fan_in_gain, normal, weight
 from sttts_jax.ops.remat import remat_policy
+from sttts_jax.ops.token_moves import whole_rows
 from sttts_jax.pruning import baselines
 from sttts_jax.pruning.bias import soft_bias
 from sttts_jax.pruning.bins import switch_bins
@@ -36,6 +37,7 @@ from sttts_jax.pruning.frame_rows import FrameRows
 from sttts_jax.pruning.layout import Attends, FlatFrames, Layout, Undropped, WholeFrames, survivors, whole_frames
 from sttts_jax.pruning.scorer import Scorer
 from sttts_jax.pruning.select import Kept, select_cells
+from sttts_jax.sharding import constrain, room
 
 SCORER_LEAVES = "vit/scorer/"  # what the names of a scorer's parameters begin with
 
@@ -103,6 +105,8 @@ class Vit(nn.Module):
 
         scores float32 [B, F, C], if given, rank the cells in the place of the method's; scorer and bias do their work.
         """
+        capacity = room(capacity, dims.ACT_LENGTH)
+        patches = constrain(patches, dims.ACT_BATCH, dims.ACT_LENGTH, *[None] * (patches.ndim - 2))
         whole = whole_frames(self.grid, patches.shape, self.attention)
         biased, after = self.cfg.prune_after + 1, self.cfg.head_layers
         x, taps = self.run_blocks(whole.pack(self._embed(patches)), whole, 0, biased)
@@ -113,7 +117,9 @@ class Vit(nn.Module):
         x, more = self.run_blocks(x, dataclasses.replace(whole, key_bias=bias), biased, after)
 
         ranking = self._rank(logits, scored, rows, rng) if scores is None else scores  # [B, F, C]
-        kept = select_cells(jax.lax.stop_gradient(ranking), rows, as_fraction(self.prune.removed), capacity)
+        ranking = whole_rows(jax.lax.stop_gradient(ranking))
+        kept = select_cells(ranking, rows, as_fraction(self.prune.removed), capacity)
+        kept = jax.tree.map(whole_rows, kept)
         undropped = Undropped(whole, kept)
         features = {layer: undropped.stream(tap) for layer, tap in (taps | more).items()}  # [B, K, W, D] each
         features |= self.run_survivors(whole.unpack(x), kept, whole)

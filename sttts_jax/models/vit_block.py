@@ -40,13 +40,13 @@ class Block(nn.Module):
         y = LayerNorm(c.norm_eps, name="norm1")(x)  # [tokens.., D]
         heads, axes = (c.heads, c.head_dim), (dims.HEADS, dims.HEAD_DIM)
         qkv = self._project("...D,DtHd->...tHd", y, "qkv", (c.width, 3, *heads), (dims.EMBED, dims.QKV, *axes))
-        y = layout.attend(_by_batch(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))  # [tokens.., H, d]
+        y = layout.attend(_by_token(qkv, dims.ACT_HEADS, dims.ACT_HEAD_DIM))  # [tokens.., H, d]
         x = x + self._project("...Hd,HdD->...D", y, "out", (*heads, c.width), (*axes, dims.EMBED), inputs=2)
         y = LayerNorm(c.norm_eps, name="norm2")(x)
         y = gelu_tanh(self._project("...D,DM->...M", y, "fc1", (c.width, c.mlp), (dims.EMBED, dims.MLP)))
-        y = _by_batch(y, dims.ACT_MLP)
+        y = _by_token(y, dims.ACT_MLP)
         y = self._project("...M,MD->...D", y, "fc2", (c.mlp, c.width), (dims.MLP, dims.EMBED))
-        return _by_batch(x + y, dims.ACT_EMBED), None
+        return _by_token(x + y, dims.ACT_EMBED), None
 
     def _project(
         self, equation: str, x: jax.Array, name: str, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int = 1
@@ -55,6 +55,6 @@ class Block(nn.Module):
         return self.adapters.add(self, name, y, x, axes, inputs)
 
 
-def _by_batch(x: jax.Array, *last: str) -> jax.Array:
-    """Rows over the batch axes of the mesh, the last axes as named."""
-    return constrain(x, dims.ACT_BATCH, *[None] * (x.ndim - 1 - len(last)), *last)
+def _by_token(x: jax.Array, *last: str) -> jax.Array:
+    """Rows and tokens over their axes of the mesh, the last axes as named."""
+    return constrain(x, dims.ACT_BATCH, dims.ACT_LENGTH, *[None] * (x.ndim - 2 - len(last)), *last)

@@ -15,19 +15,20 @@ from sttts_jax.models.pruned_rows import PrunedRows, prune_rows
 from sttts_jax.models.vit import Vit, VitOutput
 from sttts_jax.ops.attention.row_rule import RowRule
 from sttts_jax.ops.loss import LossSums, head_loss
+from sttts_jax.ops.token_moves import whole_rows
 from sttts_jax.pruning.aux_loss import temporal_loss
 from sttts_jax.pruning.cells import CellGrid
 from sttts_jax.pruning.config import PruneConfig
 from sttts_jax.pruning.frame_rows import FrameRows
-from sttts_jax.pruning.pack import take_batch
-from sttts_jax.sharding import constrain
+from sttts_jax.pruning.pack import take_tokens
+from sttts_jax.sharding import constrain, room
 
 Batch = dict[str, jax.Array]
 
 
 def frame_rows(batch: Batch) -> FrameRows:
     """Which frame of a batch belongs to which item: [B, F]."""
-    return FrameRows(batch["frame_item"], batch["frame_prunable"])
+    return FrameRows(whole_rows(batch["frame_item"]), whole_rows(batch["frame_prunable"]))
 
 
 class VlmLoss(NamedTuple):
@@ -87,15 +88,15 @@ class Vlm(nn.Module):
         self, batch: Batch, rng: jax.Array | None = None, deterministic: bool = True
     ) -> tuple[jax.Array, Prefix]:
         """batch of the data contract -> (hidden [B, S, E] after the final norm, prefix). `rng`: for "random"."""
-        prefix = self.prefix(batch, rng)
+        prefix = self.prefix(batch, rng, room(self.length, dims.ACT_LENGTH))
         hidden, _ = self.llm(prefix.x, prefix.rows.positions, prefix.rows.rule, deterministic=deterministic)
         return hidden, prefix
 
-    def prefix(self, batch: Batch, rng: jax.Array | None = None) -> Prefix:
+    def prefix(self, batch: Batch, rng: jax.Array | None = None, length: int | None = None) -> Prefix:
         """Frames -> survivors -> rows of the language model, visual features added to their <im_patch> embeddings.
 
         A batch may hold `patches` [B, F, C, W, P] in the place of frames, and `scores` float32 [B, F, C] that rank the
-        cells in the place of the method's own.
+        cells in the place of the method's own. `length`: of the rows, where they shall be longer than S.
         """
         patches = batch["patches"] if "patches" in batch else self._patches(batch["frames"])  # [B, F, C, W, P]
         seen = self.vit(patches, frame_rows(batch), self.capacity, rng, batch.get("scores"))
@@ -104,8 +105,9 @@ class Vlm(nn.Module):
         if "pooling" in batch:
             pooled = self._pool_images(seen, batch["pooling"])  # [B, P, E]
             visual, extra = jnp.concatenate([visual, pooled], axis=1), pooled.shape[1]  # [B, X, E]
-        rows = prune_rows(batch, seen.kept, self.length, self.prune.positions, extra)
-        x = self.llm.embed(rows.tokens) + take_batch(visual, rows.visual, rows.inverse)  # [B, S, E]
+        rows = prune_rows(batch, seen.kept, length or self.length, self.prune.positions, extra)
+        rows = jax.tree.map(whole_rows, rows)
+        x = self.llm.embed(rows.tokens) + take_tokens(visual, rows.visual, rows.inverse)  # [B, S, E]
         return Prefix(constrain(x, dims.ACT_BATCH, dims.ACT_LENGTH, dims.ACT_EMBED), rows, seen)
 
     def _patches(self, frames: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sttts_jax.ops.compact import in_lines, places, set_positions
+from sttts_jax.ops.token_moves import channels_to_tokens, tokens_to_channels, whole_rows
 
 
 class LossSums(NamedTuple):
@@ -68,7 +69,7 @@ def head_loss(
     back = places(lines).reshape(used.shape[0], -1)[:, : used.shape[1]]  # [B, S], where a position went
     longest = jnp.max(jnp.sum(used, axis=1))  # row
     plan = _Chunks(order, targets, weights.astype(jnp.float32), jnp.where(used, back, padded), -(-longest // chunk))
-    return _head_loss(hidden, head, plan, chunk)
+    return _head_loss(tokens_to_channels(hidden), head, plan, chunk)
 
 
 class _Chunks(NamedTuple):
@@ -83,8 +84,9 @@ class _Chunks(NamedTuple):
 
     def part(self, i: jax.Array, hidden: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """hidden [B, chunk, E], targets and weights [B, chunk] of chunk i."""
-        order, targets, weights = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in self[:3])
-        return _take(hidden, order), targets, weights
+        cut = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in self[:3])
+        order, targets, weights = map(whole_rows, cut)
+        return channels_to_tokens(_take(hidden, order)), targets, weights
 
 
 # Zeros for an index beyond the end. Rows of a batch each by itself: on a mesh, no row leaves its device.
@@ -125,6 +127,7 @@ def _head_loss_bwd(chunk: int, saved: tuple, g: LossSums) -> tuple[jax.Array, ja
         slope = (g.cross_entropy + 2 * g.z * log_total) * jnp.exp(logits - log_total) - g.cross_entropy * chosen
         slope = (weights[..., None] * slope).astype(hidden.dtype)  # [B, chunk, Y]
         part = jnp.einsum("bsy,ye->bse", slope, table, preferred_element_type=jnp.float32).astype(hidden.dtype)
+        part = tokens_to_channels(part)
         dhidden = jax.lax.dynamic_update_slice_in_dim(dhidden, part, i * chunk, axis=1)  # [B, n * chunk, E], in order
         return dhidden, dhead + jnp.einsum("bsy,bse->ye", slope, states, preferred_element_type=jnp.float32)
 

@@ -26,9 +26,10 @@ from sttts_jax.train.state import Blueprint, abstract_batch, blueprint, build_mo
 def plan_step(config: RunConfig, number: int, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """Plain JSON, see `plan.Plan`, of bucket `number` of the run. Raises ValueError where the mesh does not fit."""
     devices = list(devices)
-    mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
+    mesh = make_mesh(dataclasses.asdict(config.mesh), devices, config.micro_rows)
+    config.check_mesh(mesh.shape)
     layout = DataLayout(mesh, devices[0].process_index)
-    layout.rows_per_process(config.data.rows // config.loss.accumulate)
+    layout.rows_per_process(config.micro_rows)
     base, bucket = blueprint(config, mesh), config.buckets[number]
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding())

@@ -49,8 +49,7 @@ class FrameRows(NamedTuple):
     @property
     def first(self) -> jax.Array:
         """bool [..., F]: the first frame of every item."""
-        before = jnp.concatenate([jnp.full_like(self.item[..., :1], -1), self.item[..., :-1]], axis=-1)
-        return self.valid & (self.item != before)
+        return self.valid & (self.item != _shifted(self.item, -1, axis=-1))
 
     @property
     def droppable(self) -> jax.Array:
@@ -60,5 +59,13 @@ class FrameRows(NamedTuple):
 
 def previous(x: jax.Array, cut: jax.Array | None) -> jax.Array:
     """x [..., F, C, D] moved by one frame; zero before frame 0 and in the frames where `cut` [..., F] is set."""
-    moved = jnp.concatenate([jnp.zeros_like(x[..., :1, :, :]), x[..., :-1, :, :]], axis=-3)
+    moved = _shifted(x, 0, axis=-3)
     return moved if cut is None else jnp.where(cut[..., None, None], 0, moved)
+
+
+def _shifted(x: jax.Array, fill: int, axis: int) -> jax.Array:
+    """x with every frame moved on by one and `fill` in the first; padding, because a concatenation of frames that lie
+    over devices would move them all."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[axis] = (1, -1, 0)
+    return jax.lax.pad(x, jnp.asarray(fill, x.dtype), edges)

@@ -76,7 +76,7 @@ class WholeFrames:
         bias = None if self.key_bias is None else jnp.repeat(self.key_bias, window, axis=-1)  # [B, F, C*W]
         mask = None if self.key_mask is None else jnp.broadcast_to(self.key_mask.reshape(-1), (*lead, cells * window))
         q, k, v = (qkv[..., i, :, :] for i in range(3))  # [B, F, C*W, H, d] each
-        out = attend_frames(q, k, v, key_bias=bias, key_mask=mask, kernels=self.kernels)
+        out = attend_frames(q, k, v, key_bias=bias, key_mask=mask, kernels=self.kernels, whole=True)
         return out.reshape(*lead, cells, window, *tail)
 
 
@@ -173,4 +173,4 @@ def _plan_frames(grid: CellGrid, rows: int, frames: int, kernels: str) -> Stream
     size = grid.cells * grid.window
     segments = jnp.broadcast_to(jnp.repeat(jnp.arange(frames), size), (rows, frames * size))  # [B, F*C*W]
     seen = None if grid.filled is None else jnp.broadcast_to(np.tile(grid.filled.reshape(-1), frames), segments.shape)
-    return plan_stream(segments, seen, frames=frames, max_segment=size, kernels=kernels)
+    return plan_stream(segments, seen, frames=frames, max_segment=size, kernels=kernels, whole=True)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sttts_jax.ops.token_moves import channels_to_tokens, tokens_to_channels
 from sttts_jax.pruning.select import Kept
 
 
@@ -31,6 +32,13 @@ take_rows.defvjp(_take_rows_fwd, _take_rows_bwd)
 take_batch = jax.vmap(take_rows)
 
 
+def take_tokens(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+    """`take_batch` of x [B, tokens, .., D] whose tokens may lie over devices, before and after."""
+    if x.ndim < 3:
+        return take_batch(x, index, inverse)
+    return channels_to_tokens(take_batch(tokens_to_channels(x), index, inverse))
+
+
 def flatten_cells(x: jax.Array) -> jax.Array:
     """[B, F, C, ...] -> [B, F * C, ...]."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
@@ -47,7 +55,7 @@ def pack_cells(x: jax.Array, kept: Kept) -> jax.Array:
             f"x has shape {x.shape}, but the survivors are of [B, F, C] = {kept.mask.shape}; "
             "if it holds patches, put them into cells first with CellGrid.to_cells"
         )
-    return take_batch(flatten_cells(x), kept.ids, kept.inverse)
+    return take_tokens(flatten_cells(x), kept.ids, kept.inverse)
 
 
 def unpack_cells(stream: jax.Array, kept: Kept) -> jax.Array:

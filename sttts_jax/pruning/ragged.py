@@ -7,6 +7,7 @@ from flax import struct
 
 from sttts_jax.ops.attention.frames import StreamPlan, attend_stream, plan_stream
 from sttts_jax.ops.attention.kernels import STREAM_KERNELS
+from sttts_jax.ops.token_moves import heads_to_tokens, tokens_to_heads
 from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, pack_cells
 from sttts_jax.pruning.select import Kept
 
@@ -28,7 +29,7 @@ class RaggedLayout:
 
     def attend(self, qkv: jax.Array) -> jax.Array:
         """[B, K * W, 3, H, d] -> [B, K * W, H, d], in place: the plan knows where frames begin and end."""
-        return attend_stream(qkv, self.plan)
+        return heads_to_tokens(attend_stream(tokens_to_heads(qkv), self.plan))
 
     def stream(self, tokens: jax.Array) -> jax.Array:
         """[B, K * W, D] -> [B, K, W, D]."""

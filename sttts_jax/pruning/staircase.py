@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from sttts_jax.ops.attention.frames import attend_frames
+from sttts_jax.ops.token_moves import heads_to_tokens, tokens_to_heads
 from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, pack_cells, take_batch
 from sttts_jax.pruning.select import Kept
 
@@ -78,7 +79,7 @@ class StreamLayout:
 
     def attend(self, qkv: jax.Array) -> jax.Array:
         """[B, K, W, 3, H, d] -> [B, K, W, H, d]: to the slots, attention in each run of stairs, and back."""
-        slots = take_batch(qkv, self.slots, self.places)  # [B, Z, W, 3, H, d]
+        slots = take_batch(tokens_to_heads(qkv), self.slots, self.places)  # [B, Z, W, 3, H, d]
         batch, window, tail = slots.shape[0], slots.shape[2], slots.shape[4:]
         outs, place, frame = [], 0, 0
         for number, cells in self.stairs:
@@ -93,7 +94,7 @@ class StreamLayout:
             out = attend_frames(q, k, v, key_mask=mask, counts=counts, kernels=self.kernels)
             outs.append(out.reshape(batch, number * cells, window, *tail))  # [B, n*c, W, H, d]
             place, frame = end, frame + number
-        return take_batch(jnp.concatenate(outs, axis=1), self.places, self.slots)
+        return heads_to_tokens(take_batch(jnp.concatenate(outs, axis=1), self.places, self.slots))
 
     def stream(self, tokens: jax.Array) -> jax.Array:
         """[B, K, W, D], as it is."""

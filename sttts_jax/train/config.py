@@ -180,12 +180,13 @@ class WatchdogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1, the devices that are left.
+    """Sizes of the mesh axes; those at -1 share the devices that are left: data and fsdp take as many as the rows of a
+    micro-batch divide over (data one a slice, if both are -1), and tensor or sequence the rest.
 
     data            rows of the batch
     fsdp            rows of the batch, and parameters
     tensor          heads, MLP and vocabulary
-    sequence        tokens of a row, and frames
+    sequence        frames and tokens of a row, heads where these meet, and parameters
     """
 
     data: int = -1
@@ -237,6 +238,28 @@ class RunConfig:
         return self.model.vlm
 
     @property
+    def micro_rows(self) -> int:
+        """Rows that the devices hold at a time."""
+        return self.data.rows // self.loss.accumulate
+
+    def check_mesh(self, sizes: Mapping[str, int]) -> None:
+        """Raises ValueError where the model or its rows do not divide over the axes `tensor` and `sequence`, by name:
+        devices would repeat the work of others.
+        """
+        sequence = sizes["sequence"]
+        self.vlm.check_shared(sizes["tensor"] * sequence)
+        if self.data.frames_per_row % sequence:
+            raise ValueError(
+                f"data.frames_per_row={self.data.frames_per_row} does not divide over mesh.sequence={sequence}; use a "
+                f"multiple of {sequence}"
+            )
+        if sequence > 1 and self.pruning.packing == "bins":
+            raise ValueError(
+                f"pruning.packing='bins' packs frames of all rows and cannot share rows out over mesh.sequence="
+                f"{sequence}; use 'staircase', or mesh.sequence=1"
+            )
+
+    @property
     def buckets(self) -> tuple["RunConfig", ...]:
         """A config for every one of `pruning.fractions`, itself without any.
 
@@ -273,6 +296,7 @@ class RunConfig:
             raise ValueError(f"data.rows={rows} does not divide by loss.accumulate={parts}; use a multiple")
         self._check_buckets()
         self._check_best_metric()
+        self.check_mesh({name: max(size, 1) for name, size in dataclasses.asdict(self.mesh).items()})
         return self
 
     def _check_buckets(self) -> None:

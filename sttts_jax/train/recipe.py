@@ -94,7 +94,7 @@ def stts_recipe(arg: str, name: str, init_from: str, steps: int = 6250) -> ml_co
     # Molmo2 does not train the base table of its input: in a model whose head is tied to it, neither is the head.
     config.optimizer.frozen = ("llm/embedding",)
 
-    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.mesh.data = config.mesh.fsdp = config.mesh.sequence = -1  # any number of chips; see train.config.MeshConfig
     config.checkpoint.every = 250
     config.watchdog.startup_s, config.watchdog.step_s = 3600.0, 900.0
     return config

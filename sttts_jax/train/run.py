@@ -49,11 +49,10 @@ Evaluator = Callable[[RunConfig], Evaluate]
 
 def prepare(config: RunConfig, raw_config: dict[str, Any], workdir: Workdir, tokenizer: Tokenizer) -> Run:
     """The parts of a run, cheapest mistakes first; the data starts to load before anything compiles."""
-    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    mesh = make_mesh(dataclasses.asdict(config.mesh), rows=config.micro_rows)
+    config.check_mesh(mesh.shape)
     layout = DataLayout(mesh)
-    layout.rows_per_process(config.data.rows // config.loss.accumulate)
-    if config.evaluation.every:
-        layout.rows_per_process(config.evaluation.batch)
+    layout.rows_per_process(config.micro_rows)
     _check_tokenizer(config, tokenizer)
     streams = open_streams([part.data for part in config.buckets], tokenizer, layout)
     plan = blueprint(config, mesh)

@@ -27,6 +27,7 @@ from sttts_jax.evals.questions import (
 from sttts_jax.evals.results import ResultsFile
 from sttts_jax.evals.tasks import find_task
 from sttts_jax.infer.checkpoint import Checkpoint, Setting, canonical_fraction
+from sttts_jax.mesh import make_mesh
 from sttts_jax.models.presets import preset
 from sttts_jax.pruning.budget import n_kept
 
@@ -151,7 +152,10 @@ def test_other_fraction_and_frames(checkpoints: dict[str, Checkpoint]) -> None:
     again, same = harness.run(questions, setting)
     assert (result.compilations, again.compilations) == (1, 0)
     assert same == answers
-    _, alike = Harness(checkpoint, 16).run(questions, setting)  # answers do not depend on the rest of the batch
+    # Answers depend on neither the rest of the batch nor the mesh; a batch grows to what divides over it.
+    wide = Harness(dataclasses.replace(checkpoint, place=lambda: make_mesh({"fsdp": -1, "sequence": 2})), 13)
+    _, alike = wide.run(questions, setting)
+    assert wide.rows == 16
     assert [(a["prediction"], a["mask"]) for a in alike] == [(a["prediction"], a["mask"]) for a in answers]
 
 
@@ -262,7 +266,9 @@ def test_one_spelling_a_fraction(text: str, same: str) -> None:
         ({"--frame_buckets": "8,x"}, "--frame_buckets x must be a whole number"),
         ({"--max_fps": "-1"}, "must be positive"),
         ({"--batch": "0"}, "--batch 0 must be at least 1"),
-        ({"--batch": "12"}, "does not divide"),
+        ({"--mesh": "fsdp=all"}, "--mesh fsdp=all must be AXIS=N"),
+        ({"--mesh": "fsdp=3"}, "needs 3 devices but there are 8"),
+        ({"--mesh": "fsdp=-1,tensor=4"}, "must divide the 2 heads of the vision transformer"),
         ({"--limit": "0"}, "--limit 0 must be at least 1"),
         ({"--report": "page.txt"}, "must end in .html"),
         ({"--picture": "page.html"}, "must end in .png"),

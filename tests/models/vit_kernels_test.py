@@ -28,7 +28,7 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _run(cfg: VitConfig, prune: PruneConfig, kernels: str, patches: jax.Array) -> Any:
     """((loss, kept cells), gradients of parameters and patches) of some task on the features."""
-    model, rows = Vit(cfg, prune, attention=kernels), frame_rows(*MIX, frames=FRAMES)
+    model, rows = Vit(cfg, prune, attention=kernels), frame_rows(*MIX, frames=patches.shape[1])
     weights = np.random.default_rng(5).standard_normal(2 * cfg.width).astype(np.float32)
     filled = cfg.cell_grid.filled
 
@@ -55,10 +55,12 @@ def test_kernels_for_streams_equal_slots(cfg: VitConfig, method: str, kernels: s
 
 
 @pytest.mark.parametrize("kernels", ["cpu", "tpu"])
-def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_rows_and_heads(kernels: str) -> None:
+@pytest.mark.parametrize("axis", ["tensor", "sequence"])
+def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_rows_frames_and_heads(axis: str, kernels: str) -> None:
     patches, prune = _patches(CFG, len(MIX)), PruneConfig()
+    patches = jnp.pad(patches, ((0, 0), (0, FRAMES % 2), *[(0, 0)] * 3))  # frames that two devices can share
     (want, kept), want_grads = _run(CFG, prune, kernels, patches)
-    mesh = make_mesh({"data": 3, "tensor": 2}, jax.devices()[:6])
+    mesh = make_mesh({"data": 3, axis: 2}, jax.devices()[:6])
     with jax.set_mesh(mesh):
         sharded = jax.device_put(patches, NamedSharding(mesh, PartitionSpec("data")))
         (got, got_kept), grads = _run(CFG, prune, kernels, sharded)

@@ -30,7 +30,7 @@ def plan_rows(rule_q: RowRule, rule_k: RowRule, *, kernels: str, block: int = 51
     make = makers.get(kernels)
     if make is None or rule_q.order.shape[1] == 1:
         return XlaRowsPlan(rule_q, rule_k, block)
-    rows = PartitionSpec(split_axes(rule_q.order.shape[0], dims.ACT_BATCH))
+    rows = PartitionSpec(*split_axes(rule_q.order.shape[:1], dims.ACT_BATCH))
     return on_shards(make, (rows, rows), rows)(rule_q, rule_k)
 
 
@@ -46,6 +46,6 @@ def attend_rows(q: jax.Array, k: jax.Array, v: jax.Array, plan: RowsPlan) -> jax
         return attend_rows_xla(q, k, v, plan.rule_q, plan.rule_k, plan.block)
     kernel: Any = attend_rows_gpu if isinstance(plan, GpuRowsPlan) else attend_rows_tpu
     # Query heads follow their key head, so both are split alike or not at all.
-    rows, heads = split_axes(q.shape[0], dims.ACT_BATCH), split_axes(k.shape[2], dims.ACT_KV_HEADS)
+    rows, heads = split_axes((q.shape[0], k.shape[2]), dims.ACT_BATCH, dims.ACT_KV_HEADS)
     tokens = PartitionSpec(rows, None, heads)
     return on_shards(kernel, (tokens, tokens, tokens, PartitionSpec(rows)), tokens)(q, k, v, plan)
