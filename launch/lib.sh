@@ -141,7 +141,7 @@ until_done() { # RESTARTS COMMAND ...
     if [[ "$(verdict "$code")" != again || "$stop_asked" == 1 ]]; then return "$code"; fi
     number=$((number + 1))
     if ((number > restarts)); then
-      echo "exit code $code; no restart is left of $restarts" >&2
+      if ((restarts > 0)); then echo "exit code $code; no restart is left of $restarts" >&2; fi
       return "$code"
     fi
     seconds="$(backoff "$number")"
