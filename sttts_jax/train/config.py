@@ -108,7 +108,7 @@ class EvaluationConfig:
     every            steps from one to the next; the last step is evaluated too; 0 is never
     tasks            names as `sttts-jax evaluate` takes them, such as ("shapes_video_qa:validation",)
     limit            first questions of each task, 0 for all
-    batch            videos a batch, over all devices
+    batch            videos a batch, over all devices, or a few more that divide over the mesh
     fraction         share of the cells to remove, a decimal; "": pruning.fraction
     max_frames       of a video, 0 for data.max_frames
     """

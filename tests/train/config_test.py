@@ -132,6 +132,25 @@ def test_bad_values_are_one_sentence(path, value, sentence):
         RunConfig.build(config)
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "sentence"),
+    [
+        ("data", {"max_frames": 9, "frames_per_row": 9}, "frames_per_row=9 does not divide over mesh.sequence=2; use"),
+        ("pruning", {"packing": "bins"}, "cannot share rows out over mesh.sequence=2; use 'staircase'"),
+    ],
+)
+def test_rows_that_sequence_cannot_share_out_are_refused(section: str, values: dict, sentence: str) -> None:
+    """In a config that names its size; where it is open, as soon as the devices are known."""
+    config = defaults()
+    config[section].update(values)
+    run = RunConfig.build(config)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        run.check_mesh({"tensor": 1, "sequence": 2})
+    config.mesh.sequence = 2
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        RunConfig.build(config)
+
+
 def test_overrides_come_from_files_json_and_the_command_line():
     """The empty default survives the flags; nested dicts, lists and JSON give the same sizes."""
     file = str(ROOT / "configs" / "demo.py")
