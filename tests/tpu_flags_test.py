@@ -7,7 +7,8 @@ import pytest
 from sttts_jax.cli.main import run
 from sttts_jax.tpu_flags import set_tpu_flags
 
-OURS = "--xla_tpu_scoped_vmem_limit_kib=65536"
+OTHER = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+OURS = f"--xla_tpu_scoped_vmem_limit_kib=65536 {OTHER}"
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ OURS = "--xla_tpu_scoped_vmem_limit_kib=65536"
     [
         ("", OURS),
         ("--xla_a=1", f"--xla_a=1 {OURS}"),
-        ("--xla_tpu_scoped_vmem_limit_kib=98304", "--xla_tpu_scoped_vmem_limit_kib=98304"),
+        ("--xla_tpu_scoped_vmem_limit_kib=98304", f"--xla_tpu_scoped_vmem_limit_kib=98304 {OTHER}"),
         (OURS, OURS),
     ],
 )

@@ -214,8 +214,10 @@ class Vit(nn.Module):
 
     def _embed(self, patches: jax.Array) -> jax.Array:
         position = self.grid.to_cells(jnp.asarray(self.position_embedding))  # [C, W, D]
-        x = self.patch_embedding("...p,pD->...D", patches) + position.astype(self.dtype)  # [B, F, C, W, D]
-        return self._fill(x)
+        # Flat, because TPUs pad the W patches of a cell, and their compiler takes a minute for such a product.
+        flat = patches.reshape(patches.shape[0], -1, patches.shape[-1])  # [B, F * C * W, P]
+        x = self.patch_embedding("...p,pD->...D", flat).reshape(*patches.shape[:-1], -1)  # [B, F, C, W, D]
+        return self._fill(x + position.astype(self.dtype))
 
     def _fill(self, x: jax.Array) -> jax.Array:
         """x [B, F, C, W, D] with zeros in empty slots."""

@@ -22,7 +22,7 @@ def set_positions(mask: jax.Array, size: int) -> jax.Array:
     inside = jnp.cumsum(mask, axis=1, dtype=jnp.int32)  # [n, m]
     ends = jnp.cumsum(inside[:, -1])  # [n], of each line's in the list
     wanted = jnp.arange(size, dtype=jnp.int32)  # [size]
-    line = jnp.minimum(jnp.sum(ends <= wanted[:, None], axis=1), lines - 1)  # [size]
+    line = jnp.minimum(jnp.sum(ends[:, None] <= wanted, axis=0), lines - 1)  # [size]
     rank = wanted - (ends - inside[:, -1])[line]  # [size], in its line
     at = jnp.sum(inside[line] <= rank[:, None], axis=1)  # [size]
     return jnp.where(wanted < ends[-1], line * width + at, lines * width).astype(jnp.int32)

@@ -7,8 +7,10 @@ from flax import struct
 
 from sttts_jax.ops.attention.frames import StreamPlan, attend_stream, plan_stream
 from sttts_jax.ops.attention.kernels import STREAM_KERNELS
-from sttts_jax.ops.token_moves import heads_to_tokens, tokens_to_heads
-from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, pack_cells
+from sttts_jax.ops.attention.round_up import round_up
+from sttts_jax.ops.attention.tpu_blocks import LANES
+from sttts_jax.ops.token_moves import channels_to_tokens, heads_to_tokens, tokens_to_channels, tokens_to_heads
+from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, take_batch
 from sttts_jax.pruning.select import Kept
 
 
@@ -25,7 +27,13 @@ class RaggedLayout:
     def pack(self, x: jax.Array) -> jax.Array:
         """[B, F, C, W, D] -> [B, K * W, D]."""
         check_patches(x, self.kept.mask.shape)
-        return pack_cells(x, self.kept).reshape(x.shape[0], -1, x.shape[-1])
+        # Patch by patch, a multiple of the tiles of a TPU of them: cells of W patches that become a flat stream, and
+        # rows that begin inside of a tile, take its compiler minutes, and a copy.
+        tokens, window = self.kept.ids.shape[1] * x.shape[3], x.shape[3]
+        ids = _of_patches(self.kept.ids, window, round_up(tokens, LANES))
+        inverse = _of_patches(self.kept.inverse, window, self.kept.inverse.shape[1] * window)
+        flat = tokens_to_channels(x.reshape(x.shape[0], -1, x.shape[-1]))
+        return channels_to_tokens(take_batch(flat, ids, inverse)[:, :tokens])
 
     def attend(self, qkv: jax.Array) -> jax.Array:
         """[B, K * W, 3, H, d] -> [B, K * W, H, d], in place: the plan knows where frames begin and end."""
@@ -34,6 +42,13 @@ class RaggedLayout:
     def stream(self, tokens: jax.Array) -> jax.Array:
         """[B, K * W, D] -> [B, K, W, D]."""
         return tokens.reshape(*self.kept.ids.shape, -1, tokens.shape[-1])
+
+
+def _of_patches(cells: jax.Array, window: int, size: int) -> jax.Array:
+    """Places of cells, int32 [B, n] -> those of their patches [B, size], n * W of them, then any; a place beyond the
+    end stays beyond it."""
+    patch = jnp.arange(size, dtype=jnp.int32)  # [size]
+    return jnp.take(cells, patch // window, axis=1, mode="clip") * window + patch % window
 
 
 def ragged_layout(kept: Kept, window: int, filled: np.ndarray | None = None, *, kernels: str) -> RaggedLayout:
@@ -48,6 +63,9 @@ def ragged_layout(kept: Kept, window: int, filled: np.ndarray | None = None, *, 
         raise ValueError(f"streams take the kernels {' or '.join(STREAM_KERNELS)}, not {kernels!r}; see pruning.layout")
     rows, capacity = kept.ids.shape
     frames, cells = kept.mask.shape[-2:]
-    segments = jnp.repeat(kept.ids // cells, window, axis=1)  # [B, K*W], F after the last survivor
+    # The frame of a token is the number of frames that end before it, F after the last survivor: repeated numbers of
+    # cells would take a TPU's compiler longer than a block.
+    ends = jnp.minimum(jnp.cumsum(kept.mask.sum(axis=2), axis=1), capacity) * window  # [B, F]
+    segments = jnp.sum(ends[..., None] <= jnp.arange(capacity * window), axis=1, dtype=jnp.int32)  # [B, K*W]
     seen = None if filled is None else jnp.asarray(filled)[kept.ids % cells].reshape(rows, capacity * window)
     return RaggedLayout(kept, plan_stream(segments, seen, frames=frames, max_segment=cells * window, kernels=kernels))
