@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sttts_jax.chips import chip_of
 from sttts_jax.paths import PathLike
 from sttts_jax.plan.plan import Plan
 from sttts_jax.text_table import text_table
@@ -67,11 +66,9 @@ def plan_table(plans: Iterable[tuple[str, Plan]]) -> str:
 
 def _row(name: str, plan: Plan) -> str:
     mesh = ",".join(f"{axis}={size}" for axis, size in plan.mesh.items() if size > 1) or "1"
-    chip = chip_of(plan.device_kind)
     seconds, share = "", ""
-    if plan.step_seconds is not None and chip is not None:
-        seconds = f"{plan.step_seconds:.3f}"
-        share = f"{plan.flops / plan.devices / chip.peak / plan.step_seconds:.0%}"
+    if plan.step_seconds is not None and plan.compute_s is not None:
+        seconds, share = f"{plan.step_seconds:.3f}", f"{plan.compute_s / plan.step_seconds:.0%}"
     cells: tuple[str, ...] = (
         name,
         plan.pruned_fraction,

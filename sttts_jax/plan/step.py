@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from sttts_jax.chips import chip_of
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.plan.activations import kept_for_backward
 from sttts_jax.plan.advice import Setting, what_to_change
@@ -15,7 +14,7 @@ from sttts_jax.plan.collectives import find_collectives, totals
 from sttts_jax.plan.hlo import read_program
 from sttts_jax.plan.memory import Memory, compiled_peak, exhausted, split_memory
 from sttts_jax.plan.roofline import roofline
-from sttts_jax.plan.target import GIB, memory_gib
+from sttts_jax.plan.target import GIB, chip_at, memory_gib
 from sttts_jax.plan.traffic import compiled_flops, estimated_cycles, hbm_bytes, kernel_flops
 from sttts_jax.train.buckets import bucket_step
 from sttts_jax.train.config import RunConfig
@@ -104,7 +103,7 @@ def _work(compiled: jax.stages.Compiled, flops: float, mesh: jax.sharding.Mesh) 
         "collectives": [one.as_json() for one in sums],
         "listing": [dataclasses.asdict(one) | {"axes": list(one.axes), "dims": list(one.dims)} for one in found],
     }
-    chip = chip_of(mesh.devices.flat[0].device_kind)
+    chip = chip_at(list(mesh.devices.flat))
     if chip is None:
         return work
     bound = roofline(chip, flops / mesh.size, moved, sums, mesh)

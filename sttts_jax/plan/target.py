@@ -1,13 +1,14 @@
 """What a step is compiled for, and its devices in the process that compiles."""
 
+import dataclasses
 import os
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 
-from sttts_jax.chips import chip_of
+from sttts_jax.chips import Chip, chip_of
 from sttts_jax.topology import Slices, by_accelerator, by_topology, find_compiler, tpu_devices
 
 GIB = 2**30
@@ -85,15 +86,27 @@ def make_target(
     return Target("tpu", by_topology(topology, slices) if topology else by_accelerator(accelerator, slices))
 
 
-def memory_gib(devices: list[jax.Device]) -> float:
-    """Of one device: of a CPU its share of the machine's; of others from the table, else what the runtime says.
+def chip_at(devices: Sequence[jax.Device]) -> Chip | None:
+    """What one device can do, None where it is not known.
 
-    Raises ValueError where neither knows.
+    The compiler alone knows the cores of a v4 one by one; where one runs, JAX makes one device of both.
     """
-    first = devices[0]
-    if first.platform == "cpu":
+    chip = chip_of(devices[0].device_kind)
+    places = {(getattr(one, "slice_index", 0), tuple(getattr(one, "coords", (one.id,)))) for one in devices}
+    if chip is None or devices[0].device_kind != "TPU v4" or len(places) == len(devices):
+        return chip
+    halves = {name: getattr(chip, name) / 2 for name in ("peak", "hbm_gib", "hbm", "link")}
+    return dataclasses.replace(chip, **halves)
+
+
+def memory_gib(devices: Sequence[jax.Device]) -> float:
+    """Of one device: of a CPU its share of the machine's, of others from the table.
+
+    Raises ValueError where that has no such device.
+    """
+    if devices[0].platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB / len(devices)
-    chip = chip_of(first.device_kind)
+    chip = chip_at(devices)
     if chip is None:
-        raise ValueError(f"the memory of a {first.device_kind} is not known; add it to sttts_jax/chips.py")
+        raise ValueError(f"the memory of a {devices[0].device_kind} is not known; add it to sttts_jax/chips.py")
     return chip.hbm_gib
