@@ -28,7 +28,10 @@ def what_to_change(setting: Setting, memory: Memory, have: int) -> list[str]:
     """Lines for people: each change that should make the step fit into `have` bytes by itself, or all of them."""
     changes = list(_changes(setting, memory))
     fitting = [f"{text}: about {after / GIB:.1f} GiB" for text, after in changes if after <= have]
-    last = "or fewer frames in a row (data.frames_per_row) or a larger pruning.fraction, which change what is trained"
+    last = (
+        "or more devices that share rows out (mesh.sequence=2); or fewer frames in a row (data.frames_per_row) or a "
+        "larger pruning.fraction, which change what is trained"
+    )
     if fitting:
         return [*fitting[:3], last]
     fixed = memory.parameters + memory.optimizer

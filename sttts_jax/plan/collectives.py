@@ -20,6 +20,7 @@ from sttts_jax.plan.groups import crossed_axes, replica_groups
 from sttts_jax.plan.hlo import Array, Computation, Instruction, Program
 
 ACTIVATION = "activation"
+_ROW_AXES = {*BATCH_AXES, "sequence"}  # devices along these hold different rows, or parts of rows
 _FEW = 64  # numbers: a histogram of scores
 _LOOKUP = "llm.embed"
 _SCATTERS = "%all-reduce-scatter"  # how the TPU compiler calls the fusion of a sum and a slice
@@ -73,7 +74,7 @@ def find_collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Co
             known[one.name] = ((), 1) if groups is None else (crossed_axes(groups, mesh_shape), groups.shape[1])
         return known[one.name]
 
-    flow = Flow(program, lambda one: bool(set(crossing(one)[0]) & set(BATCH_AXES)))
+    flow = Flow(program, lambda one: bool(set(crossing(one)[0]) & _ROW_AXES))
     found: list[Collective] = []
     for computation, times, exact in program.runs():
         instructions = [one for one in computation.instructions.values() if base_kind(one.kind) in COLLECTIVES]
@@ -123,7 +124,7 @@ def _carries(sources: frozenset[str], array: Array, sums: bool, axes: tuple[str,
         return "scalar"
     if BATCH not in sources and SUMMED in sources:
         return "gradient"
-    if BATCH in sources and sums and set(axes) & set(BATCH_AXES):
+    if BATCH in sources and sums and set(axes) & _ROW_AXES:
         return "gradient"
     if _LOOKUP in place:
         return "lookup"

@@ -40,7 +40,8 @@ def plan_step(config: RunConfig, number: int, devices: Sequence[jax.Device]) -> 
         traced = time.perf_counter()
         compiled, need = _compile(lowered)
     known = {"trace_s": traced - begun, "compile_s": time.perf_counter() - traced, **_shape(bucket, base)}
-    setting = Setting(bucket, dict(mesh.shape), lambda remat: _activations(bucket, base, layout.row_shards, remat))
+    shards = layout.row_shards * mesh.shape["sequence"]
+    setting = Setting(bucket, dict(mesh.shape), lambda remat: _activations(bucket, base, shards, remat))
     have = memory_gib(devices) * GIB
     if compiled is None:
         memory = split_memory(base.abstract, batch, setting.activations(bucket.model.remat), need[0], 0)
