@@ -1,18 +1,18 @@
 """`sttts-jax plan`: the step of `train`, compiled for devices that are not there, and every way in which it ends."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from sttts_jax.cli import plan as command
 from sttts_jax.cli.main import run
+from sttts_jax.paths import write_json
 from sttts_jax.plan.plan import Plan, plan_run
-from sttts_jax.plan.report import describe, plan_table
-from sttts_jax.plan.step import plan_step
+from sttts_jax.plan.report import describe, table_of
 from sttts_jax.plan.target import Target, make_target
-from sttts_jax.train.config import RunConfig, defaults
+from sttts_jax.train.config import defaults
 
 ROWS = 20  # no size of the model but rows over 4 devices
 # Large enough for parameters to be split, small enough to compile in seconds.
@@ -74,17 +74,18 @@ def test_memory_work_and_time_of_a_step(found: dict[str, Any]) -> None:
     assert found["advice"] == []
 
 
-def test_a_plan_for_cpus() -> None:
-    """In this process, on two of its devices."""
-    config = defaults()
-    config.model.preset, config.pruning.method = "tiny", "none"
-    config.model.overrides = {"llm": {"layers": 1}}
-    config.data.rows, config.data.max_frames, config.data.frames_per_row = 4, 4, 4
-    found = Plan(target="2 cpu", **plan_step(RunConfig.build(config), 0, jax.devices()[:2]))
-    assert found.fits and found.devices == 2 and found.kernels == "xla" and found.mesh["data"] == 2
-    assert {one["carries"] for one in found.listing} == {"gradient", "scalar"}
-    assert found.step_seconds is None  # nobody knows the peak of a CPU
-    assert "TFLOPs of a step on all devices" in describe(found) and "| yes |" in plan_table([("tiny", found)])
+@pytest.mark.slow
+@pytest.mark.aot_tpu
+def test_what_people_read(found: dict[str, Any], tmp_path: Path) -> None:
+    plan = Plan(**found)
+    lines = describe(plan).splitlines()
+    assert lines[0].startswith("k = 0.5 on v5p:2x2x1: 4 x TPU v5, data=2 x fsdp=2, 20 rows of 201 tokens, remat=none")
+    assert lines[1].startswith(f"fits: {plan.peak_gib:.2f} of 95.00 GiB a device: parameters")
+    assert sum(line.startswith(("all-gather ", "all-reduce ")) for line in lines) >= 3
+    write_json(tmp_path / "one.json", {"config": "demo", "plans": [found]})
+    table = table_of(tmp_path).splitlines()
+    assert len(table) == 3 and table[2].startswith("| demo | 0.5 | 20 x 201 | v5p:2x2x1 | data=2,fsdp=2 | yes |")
+    assert table[0].count("|") == table[2].count("|")
 
 
 def test_limits_end_with_a_sentence() -> None:
