@@ -1,5 +1,11 @@
-"""Local and gs:// paths through one type, and writes that are either whole or absent."""
+"""Local and gs:// paths through one type, and writes that are either whole or absent.
 
+gs:// is served by gcsfs, which etils asks through fsspec, and in checkpoints by TensorStore. Both take the credentials
+of the machine. STORAGE_EMULATOR_HOST and TENSORSTORE_GCS_HTTP_URL point them at another server.
+"""
+
+import errno
+import functools
 import hashlib
 import importlib.util
 import json
@@ -27,9 +33,19 @@ def as_path(path: PathLike) -> epath.Path:
         return epath.Path(os.path.abspath(os.path.expanduser(text)))
     if scheme != "gs":
         raise ValueError(f"{text}: the scheme {scheme}:// is not supported; use a local path or gs://")
-    if importlib.util.find_spec("gcsfs") is None and importlib.util.find_spec("tensorflow") is None:
-        raise ValueError(f"{text}: gs:// paths need the package gcsfs; install it (it is in the extra 'tpu')")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise ValueError(f"{text}: gs:// paths need the package gcsfs; install it: pip install 'sttts-jax[gcs]'")
+    _ask_stores_anew()
     return epath.Path(text)
+
+
+@functools.cache
+def _ask_stores_anew() -> None:
+    """gcsfs would remember what lay in a folder, while TensorStore and other processes write there."""
+    import fsspec
+
+    for scheme in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
 
 
 def is_local(path: PathLike) -> bool:
@@ -82,14 +98,44 @@ def write_bytes(path: PathLike, data: bytes) -> None:
     Object stores replace an object in one piece by themselves, so a gs:// path is written directly.
     """
     target = as_path(path)
-    if not is_local(target):
-        target.write_bytes(data)
-        return
-    _refuse_other_kinds(target, path)
+    local = is_local(target)
+    if local:
+        _refuse_other_kinds(target, path)
     try:
-        _write_local(epath.Path(os.path.realpath(target)), data)  # a link stays one
+        if local:
+            _write_local(epath.Path(os.path.realpath(target)), data)  # a link stays one
+        else:
+            _write_object(target, data)
     except OSError as error:  # with the name of the file, not of its temporary neighbour
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_object(target: epath.Path, data: bytes) -> None:
+    """What clients of stores raise is of many kinds, few of them an OSError with a number."""
+    store, place = _store(target)
+    try:
+        store.pipe_file(place, data)
+    except Exception as error:
+        raise OSError(errno.EIO, " ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def _store(path: PathLike) -> tuple[Any, str]:
+    """(the file system of a gs:// path, its name there): what takes one request, where a file that is opened takes
+    several.
+    """
+    import fsspec
+
+    return fsspec.url_to_fs(os.fspath(as_path(path)))
+
+
+def list_objects(folder: PathLike) -> dict[str, tuple[int, str]]:
+    """{relative name: (bytes, checksum)} of all objects below a gs:// folder, by one listing."""
+    store, place = _store(folder)
+    found = store.find(place, detail=True)
+    return {
+        name.removeprefix(f"{place}/"): (int(about["size"]), str(about.get("crc32c", "")))
+        for name, about in sorted(found.items())
+    }
 
 
 def _write_local(target: epath.Path, data: bytes) -> None:
@@ -126,9 +172,14 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """What a file holds. Raises ValueError for what would be waited for or read for ever: pipes and devices."""
+    """What a file or object holds. Raises ValueError for what would be waited for or read for ever: pipes and devices;
+    FileNotFoundError, and whatever the client of a store raises.
+    """
     file = as_path(path)
-    kind = other_kind(os.stat(file).st_mode) if is_local(file) else ""
+    if not is_local(file):
+        store, place = _store(file)
+        return store.cat_file(place)
+    kind = other_kind(os.stat(file).st_mode)
     if kind:
         raise ValueError(f"{file} is not a file but {kind}")
     return file.read_bytes()

@@ -39,6 +39,7 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 gc.set_threshold(50_000, 20, 100)
 
 import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -110,3 +111,15 @@ def checkpoints(runs: dict[str, Path]) -> dict[str, Any]:
     from sttts_jax.infer.open import read_checkpoint
 
     return {name: read_checkpoint(path) for name, path in runs.items()}
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[Any]:
+    """A `fake_gcs.FakeGcs` that serves gs:// in this process and those that it starts; every test takes a bucket."""
+    pytest.importorskip("gcsfs")
+    from tests import fake_gcs
+
+    with fake_gcs.serve() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sttts_jax import paths
+from tests.fake_gcs import FakeGcs
 
 
 def test_local_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -28,12 +29,29 @@ def test_empty_path_is_refused() -> None:
         paths.as_path("")
 
 
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")), reason="gs:// can be served here"
-)
-def test_gs_without_its_package_is_one_sentence() -> None:
+def test_gs_without_its_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="gs:// paths need the package gcsfs"):
         paths.as_path("gs://bucket/run")
+
+
+def test_what_others_write_to_a_store_is_seen_at_once(gcs: FakeGcs) -> None:
+    """TensorStore and other processes write behind gcsfs, which would go on with the listing that it has."""
+    folder = paths.as_path("gs://seen/run")
+    paths.write_text(folder / "a.txt", "a")
+    assert [file.name for file in folder.iterdir()] == ["a.txt"] and not (folder / "b.txt").exists()
+    gcs.put("seen/run/b.txt", b"bb", {})
+    assert sorted(file.name for file in folder.iterdir()) == ["a.txt", "b.txt"]
+    assert {name: size for name, (size, _) in paths.list_objects(folder).items()} == {"a.txt": 1, "b.txt": 2}
+    gcs.put("seen/run/b.txt", b"", {})
+    assert (folder / "b.txt").read_bytes() == b""
+
+
+def test_a_store_that_refuses_is_one_error_with_the_name(gcs: FakeGcs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcs, "fail", lambda method, path: 403 if "/refused/" in path else 0)
+    with pytest.raises(OSError) as failed:
+        paths.write_text("gs://refused/run/a.txt", "a")
+    assert failed.value.errno == errno.EIO and failed.value.filename == "gs://refused/run/a.txt"
 
 
 def test_writes_make_parents_and_leave_nothing_else(tmp_path: Path) -> None:

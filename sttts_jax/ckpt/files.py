@@ -16,9 +16,10 @@ from etils import epath
 
 from sttts_jax.ckpt.checksums import digest
 from sttts_jax.ckpt.workdir import Workdir
-from sttts_jax.paths import PathLike, as_path, read_json, write_json
+from sttts_jax.paths import PathLike, as_path, is_local, list_objects, read_json, write_json
 
 _MARKER = "_CHECKPOINT_METADATA"  # Orbax writes it into every step
+_COMMITTED = "commit_success.txt"  # and this last, where it cannot rename a folder in one piece
 _ARRAY_DATA = "d"  # the folder of an OCDBT database where chunks lie
 _READERS = 16  # files at a time: buckets answer late
 
@@ -26,11 +27,30 @@ _Record = Mapping[str, tuple[int, str]]  # {file: (bytes, digest, '' where the r
 
 
 def list_steps(directory: PathLike) -> list[int]:
-    """Numbers of the step directories, ascending; unfinished saves (temporary names) are not among them."""
-    root = as_path(directory)
+    """Numbers of the step directories, ascending; unfinished saves are not among them."""
+    return [number for number in _numbered(as_path(directory)) if is_finished(step_directory(directory, number))]
+
+
+def _numbered(root: epath.Path) -> list[int]:
     if not root.exists():
         return []
-    return sorted(int(path.name) for path in root.iterdir() if re.fullmatch(r"\d+", path.name) and path.is_dir())
+    return sorted(int(path.name) for path in root.iterdir() if re.fullmatch(r"\d+", path.name))
+
+
+def is_finished(path: epath.Path) -> bool:
+    """Whether a numbered directory is a step that was saved to its end. Local ones have temporary names until then; in
+    a store, which renames nothing, a last object says it, or the record of a step that was copied there.
+    """
+    return path.is_dir() if is_local(path) else (path / _COMMITTED).exists() or _record_file(path).exists()
+
+
+def unfinished(directory: PathLike) -> list[epath.Path]:
+    """What saves left that did not end: by a killed process, or going on."""
+    root = as_path(directory)
+    if is_local(root):
+        return list(root.glob("*.orbax-checkpoint-tmp*")) if root.exists() else []
+    paths = (step_directory(root, number) for number in _numbered(root))
+    return [path for path in paths if not is_finished(path)]
 
 
 def step_directory(directory: PathLike, step: int) -> epath.Path:
@@ -81,6 +101,8 @@ def _record_file(step_path: epath.Path) -> epath.Path:
 
 def file_sizes(path: epath.Path) -> dict[str, int]:
     """{relative file name: bytes} of everything below the path."""
+    if not is_local(path):
+        return {name: size for name, (size, _) in list_objects(path).items()}
     sizes: dict[str, int] = {}
     for entry in sorted(path.iterdir()):
         if entry.is_dir():

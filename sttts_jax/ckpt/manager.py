@@ -26,7 +26,6 @@ from sttts_jax.exit_codes import PREEMPTED
 from sttts_jax.paths import PathLike, as_path
 
 _ALL = (PARAMS, OPT, DATA)
-_UNFINISHED = "*.orbax-checkpoint-tmp*"
 _keep = ocp.training.preservation_policies
 
 
@@ -268,7 +267,7 @@ def _best(name: str) -> Any:
 def _remove_failed(directory: Any) -> None:
     """Deletes what a save of this process left; parts of it that did not fail may still be being written."""
     for _ in range(20):
-        if not directory.exists() or not any(directory.glob(_UNFINISHED)):
+        if not files.unfinished(directory):
             return
         with contextlib.suppress(OSError):
             _remove_unfinished(directory)
@@ -276,8 +275,7 @@ def _remove_failed(directory: Any) -> None:
 
 
 def _remove_unfinished(directory: Any) -> None:
-    """Deletes what a killed process left under temporary names."""
-    if directory.exists():
-        for path in directory.glob(_UNFINISHED):
-            logging.warning("removing the unfinished save %s", path)
-            path.rmtree()
+    """Deletes what a killed process left."""
+    for path in files.unfinished(directory):
+        logging.warning("removing the unfinished save %s", path)
+        path.rmtree()

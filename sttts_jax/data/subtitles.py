@@ -14,12 +14,13 @@ import html.entities
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from sttts_jax.data.files import open_file
 from sttts_jax.data.record import Line, RecordError
+from sttts_jax.paths import PathLike
 
 SUFFIXES = (".srt", ".vtt")
 WEB = "WEBVTT"  # what a .vtt file begins with
@@ -38,20 +39,21 @@ _OVERRIDE = re.compile(r"\{\\[^{}]*\}")  # {\an8}: a place on the screen, which 
 _ENTITY = re.compile(r"&(?:#\d{1,9}|#x[\da-fA-F]{1,9}|[a-zA-Z]+);")
 
 
-def read_subtitles(path: str | Path) -> tuple[Line, ...]:
+def read_subtitles(path: PathLike) -> tuple[Line, ...]:
     """The cues of a file, by start; the lines of a cue joined with blanks, tags and cues without text left out.
 
     Raises RecordError, one sentence with the file (and the line), for a missing file, another format or encoding than
     UTF-8, times that cannot be read, a cue that ends before it starts, and a file without cues.
     """
-    file = Path(path)
-    if file.suffix.lower() not in SUFFIXES:
+    file = os.fspath(path)
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix not in SUFFIXES:
         raise RecordError(f"{file}: subtitles must be in a file that ends in {' or '.join(SUFFIXES)}")
-    with open_file(file, str(file), RecordError) as opened:
+    with open_file(file, file, RecordError) as opened:
         data = opened.read()
-    text = _text(data, str(file))
-    web = file.suffix.lower() == ".vtt" or text.startswith(WEB)
-    lines = sorted(_cues(text, str(file), web), key=lambda line: line[:2])
+    text = _text(data, file)
+    web = suffix == ".vtt" or text.startswith(WEB)
+    lines = sorted(_cues(text, file, web), key=lambda line: line[:2])
     if not lines:
         raise RecordError(f"{file}: holds no subtitles with times (lines such as 00:00:01,000 --> 00:00:02,500)")
     return tuple(lines)

@@ -12,12 +12,12 @@ their names in a question are ordinary characters here, and `prompt` refuses the
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import tokenizers
+from etils import epath
 
-from sttts_jax.paths import read_json
+from sttts_jax.paths import PathLike, as_path, read_json, write_text
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS = "<|im_end|>"
@@ -70,23 +70,24 @@ class Tokenizer:
         self._model = model
 
     @classmethod
-    def load(cls, directory: str | Path, base_size: int | None = None) -> "Tokenizer":
+    def load(cls, directory: PathLike, base_size: int | None = None) -> "Tokenizer":
         """From a directory with tokenizer.json. `base_size` is needed where neither the tokenizer nor a config beside
         it tells. A bos_token in tokenizer_config.json begins prompts; without one <|im_end|> does.
 
         Raises ValueError for a missing or unreadable file, missing chat tokens, a base_size that does not fit, or
         vision tokens at other ids than Molmo2's.
         """
-        file = Path(directory) / "tokenizer.json"
+        folder = as_path(directory)
+        file = folder / "tokenizer.json"
         if not file.is_file():
             raise ValueError(f"{file}: no such file; give a directory that holds a tokenizer.json")
         try:
-            model = tokenizers.Tokenizer.from_file(str(file))
+            model = tokenizers.Tokenizer.from_str(file.read_text())
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{file}: cannot be read as a tokenizer ({error})") from error
-        bos = _read_json(Path(directory) / SIZE_FILE).get("bos_token")
+        bos = _read_json(folder / SIZE_FILE).get("bos_token")
         bos = bos.get("content") if isinstance(bos, dict) else bos
-        return cls(model, base_size or _base_size(model, Path(directory), str(file)), str(file), bos)
+        return cls(model, base_size or _base_size(model, folder, str(file)), str(file), bos)
 
     @property
     def size(self) -> int:
@@ -115,14 +116,11 @@ class Tokenizer:
             run = []
         return "".join(parts)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: PathLike) -> None:
         """Writes tokenizer.json and the base size; `load` needs nothing else."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self._model.save(str(Path(directory) / "tokenizer.json"))
-        config = {"base_size": self.base_size, **self._config()}
-        (Path(directory) / SIZE_FILE).write_text(json.dumps(config, indent=1))
+        _write(directory, self._model, {"base_size": self.base_size, **self._config()})
 
-    def save_hf(self, directory: str | Path) -> None:
+    def save_hf(self, directory: PathLike) -> None:
         """Writes what transformers' AutoTokenizer loads, the added tokens at `ids`: as Molmo2 does, dummy tokens fill
         the ids up to `base_size`. `load` reads it as well.
         """
@@ -138,9 +136,7 @@ class Tokenizer:
                 f"the tokenizer gives {wrong[0]} the id {model.token_to_id(wrong[0])} instead of {wanted[wrong[0]]}, "
                 "because its vocabulary has gaps; export with the tokenizer files of the source"
             )
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        model.save(str(Path(directory) / "tokenizer.json"))
-        (Path(directory) / SIZE_FILE).write_text(json.dumps(self._config(), indent=1))
+        _write(directory, model, self._config())
 
     def _config(self) -> dict[str, str]:
         """What transformers wants to know beside tokenizer.json."""
@@ -169,7 +165,7 @@ class TextStream:
         return text
 
 
-def train_tokenizer(texts: Iterable[str], directory: str | Path, base_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], directory: PathLike, base_size: int) -> Tokenizer:
     """A byte-level BPE of at most `base_size` ids with digits one by one, written to `directory`. The same texts give
     the same file.
     """
@@ -209,7 +205,14 @@ def _check_added(model: tokenizers.Tokenizer, base_size: int, where: str) -> Non
         )
 
 
-def _base_size(model: tokenizers.Tokenizer, directory: Path, where: str) -> int:
+def _write(directory: PathLike, model: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """The tokenizer last: where it is, it is whole."""
+    folder = as_path(directory)
+    write_text(folder / SIZE_FILE, json.dumps(config, indent=1))
+    write_text(folder / "tokenizer.json", model.to_str(pretty=True))
+
+
+def _base_size(model: tokenizers.Tokenizer, directory: epath.Path, where: str) -> int:
     """Where the added tokens begin: at their own ids if the file has them, else as a config in the directory says."""
     present = model.token_to_id(ADDED_TOKENS[0])
     if present is not None:
@@ -227,7 +230,7 @@ def _base_size(model: tokenizers.Tokenizer, directory: Path, where: str) -> int:
     raise ValueError(f"{where}: does not say how many rows the embedding table has; give base_size (151936 for Qwen3)")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: epath.Path) -> dict[str, Any]:
     """The object in a JSON file; nothing where there is no file. Raises ValueError for anything else."""
     value = read_json(file) if file.exists() else {}
     if not isinstance(value, dict):

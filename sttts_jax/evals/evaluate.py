@@ -22,7 +22,7 @@ from sttts_jax.infer.checkpoint import Checkpoint, Setting
 from sttts_jax.infer.open import read_checkpoint
 from sttts_jax.mesh import make_mesh
 from sttts_jax.paths import PathLike, as_path, file_name
-from sttts_jax.train.metrics import read_lines
+from sttts_jax.train.metric_lines import read_lines
 
 Say = Callable[[str], None]
 
@@ -158,8 +158,7 @@ def _questions(task: Task, checkpoint: Checkpoint, data_dir: str | None, limit: 
 
 
 def _metrics(directory: str) -> list[dict[str, Any]]:
-    path = Workdir(directory).metrics
-    return read_lines(path) if path.exists() else []
+    return read_lines(Workdir(directory).metrics)
 
 
 def _measured(harness: Harness, file: ResultsFile, questions: Questions, setting: Setting, say: Say | None) -> Result:

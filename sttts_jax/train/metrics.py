@@ -1,23 +1,16 @@
-"""Where numbers go: metrics.jsonl, TensorBoard and the console, all of them one step late.
-
-metrics.jsonl is the record that reports read: one JSON object a line with `step`, in ascending order across restarts.
-"""
+"""Where numbers go: metrics.jsonl, which reports read, TensorBoard and the console, all of them one step late."""
 
 import contextlib
-import json
-import math
-import os
 from collections.abc import Iterator, Mapping
-from io import FileIO
 from typing import Any, TextIO
 
 import jax
 import numpy as np
-from etils import epath
 
 from sttts_jax.ckpt.workdir import Workdir
-from sttts_jax.paths import PathLike, as_path, is_local, read_bytes, write_bytes
+from sttts_jax.paths import PathLike
 from sttts_jax.train.console import ConsoleLog
+from sttts_jax.train.metric_lines import JsonLines
 from sttts_jax.train.tensorboard import TensorBoard
 
 
@@ -43,98 +36,6 @@ class Late:
 
 class UnwritableMetrics(ValueError):
     """The numbers of a run cannot be written: a full disk, no permission."""
-
-
-class JsonLines:
-    """metrics.jsonl, appended line by line, each whole or not at all. Opening it at `resume_step` n drops the lines
-    after step n, in one rename.
-
-    What is no whole record is dropped too, such as a line cut by a kill; `damaged` counts those. On gs://, where
-    nothing can be appended, the whole file is written at `flush`.
-    """
-
-    def __init__(self, path: PathLike, resume_step: int = 0):
-        self._path = as_path(path)
-        found = _lines(self._path) if self._path.exists() else []
-        self.damaged = sum(record is None for _, record in found)
-        self._lines = [line for line, record in found if record is not None and record["step"] <= resume_step]
-        self._write_all()
-        local = is_local(self._path)
-        self._file = open(os.fspath(self._path), "ab", buffering=0) if local else None  # noqa: SIM115
-
-    def _write_all(self) -> None:
-        """Writes the file anew."""
-        write_bytes(self._path, b"".join(line + b"\n" for line in self._lines))
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """One line. NaN and infinities become strings, as JSON has none. Raises ValueError without a step."""
-        if "step" not in record:
-            raise ValueError(f"a metrics line needs a step, got the keys {sorted(record)}")
-        line = json.dumps(_jsonable(dict(record))).encode()
-        if self._file is None:
-            self._lines.append(line)
-        else:
-            _append(self._file, line + b"\n")
-
-    def flush(self) -> None:
-        """Makes the lines durable."""
-        if self._file is None:
-            self._write_all()
-        else:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Flushes and closes."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-
-
-def _append(file: FileIO, data: bytes) -> None:
-    """All of it; where that fails, nothing of it stays."""
-    size = os.fstat(file.fileno()).st_size
-    try:
-        while data:
-            data = data[file.write(data) :]
-    except OSError:
-        file.truncate(size)
-        raise
-
-
-def _lines(path: epath.Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a metrics.jsonl that are not empty, each with its record; None for what is none."""
-    return [(line, _record(line)) for line in read_bytes(path).split(b"\n") if line.strip()]
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int | float) else None
-
-
-def read_lines(path: PathLike) -> list[dict[str, Any]]:
-    """All whole records of a metrics.jsonl; NaN and infinities are floats again."""
-    records = [record for _, record in _lines(as_path(path)) if record is not None]
-    return [
-        {key: float(v) if v in ("NaN", "Infinity", "-Infinity") else v for key, v in record.items()}
-        for record in records
-    ]
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _jsonable(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray | jax.Array):
-        return _jsonable(np.asarray(value).tolist())
-    if isinstance(value, list | tuple):
-        return [_jsonable(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value
 
 
 class MetricWriter:

@@ -1,45 +1,63 @@
 """Event files for TensorBoard, without TensorFlow; written at once, so that a full disk is an error here and not in a
 thread that nobody hears.
+
+In an object store a flush writes the whole file, so that there another one begins every ROLL_BYTES; a viewer reads them
+one after the other.
 """
 
+import contextlib
+import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from sttts_jax.paths import PathLike, as_path
+from sttts_jax.paths import PathLike, as_path, is_local
 
 SEEN_AFTER_S = 60.0  # at the latest, by a viewer of a run that goes on
+ROLL_BYTES = 4 * 2**20  # of a file in a store
 
 
 class TensorBoard:
-    """One event file a start. The viewer hides what an earlier start wrote after `resume_step`.
+    """One event file a start, in a store several. The viewer hides what an earlier start wrote after `resume_step`.
 
     All methods raise OSError where the file cannot be written.
     """
 
     def __init__(self, directory: PathLike, resume_step: int = 0):
         # Slow to import, and only the first process needs it.
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import directory_check
 
-        place = os.fspath(as_path(directory))
-        directory_check(place)
-        self._events = EventsWriter(os.path.join(place, "events"))
+        self._place, self._files = os.fspath(as_path(directory)), 0
+        directory_check(self._place)
+        self._events = self._open()
         self._flushed = time.monotonic()
         if resume_step:
             self._event(resume_step + 1, file_version="brain.Event:2")
             self._event(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
+    def _open(self) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._bytes, self._files = 0, self._files + 1
+        with _as_os_error(self._place):
+            return EventsWriter(os.path.join(self._place, "events"), f".{self._files:06d}")
+
     def _event(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
-        if time.monotonic() - self._flushed > SEEN_AFTER_S:
+        event = Event(step=step, wall_time=time.time(), **content)
+        self._events.write_event(event)
+        self._bytes += event.ByteSize()
+        full = self._bytes > ROLL_BYTES and not is_local(self._place)
+        if full or time.monotonic() - self._flushed > SEEN_AFTER_S:
             self.flush()
+        if full:
+            self.close()
+            self._events = self._open()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """One point a name."""
@@ -74,9 +92,22 @@ class TensorBoard:
 
     def flush(self) -> None:
         """Makes what was written durable."""
-        self._events.flush()
         self._flushed = time.monotonic()
+        with _as_os_error(self._place):
+            self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes."""
-        self._events.close()
+        with _as_os_error(self._place):
+            self._events.close()
+
+
+@contextlib.contextmanager
+def _as_os_error(place: str) -> Iterator[None]:
+    """Clients of stores raise errors of many kinds."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, " ".join(str(error).split())[:200], place) from error

@@ -1,5 +1,8 @@
 """The tokenizer of a run: it lies in the workdir, so that the run's checkpoints can be read with nothing else."""
 
+import jax
+from etils import epath
+
 from sttts_jax.ckpt.content import check_tokenizer
 from sttts_jax.ckpt.files import resolve_step
 from sttts_jax.ckpt.restore import read_step_meta
@@ -9,6 +12,7 @@ from sttts_jax.data.prompt import target_text, user_text
 from sttts_jax.data.record import Record, RecordError
 from sttts_jax.data.sources.registry import open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
+from sttts_jax.distributed import gather_json
 from sttts_jax.train.config import RunConfig
 
 TEXT_RECORDS = 2000
@@ -16,18 +20,39 @@ TEXT_RECORDS = 2000
 
 def run_tokenizer(config: RunConfig, workdir: Workdir) -> Tokenizer:
     """The tokenizer in the workdir. The first start copies the one of the config or of `init_from` there, or trains one
-    on the text of the run's sources.
+    on the text of the run's sources: the first process does it, while the others wait. All of them must ask.
+
+    Raises ValueError, in every process, where none can be made.
     """
-    kept = workdir.tokenizer
-    if (kept / "tokenizer.json").exists():
-        return Tokenizer.load(kept)
+    problem = ""
+    if jax.process_index() == 0 and not (workdir.tokenizer / "tokenizer.json").exists():
+        problem = _problem_of_making(config, workdir.tokenizer)
+    problem = gather_json(problem)[0]
+    if problem:
+        raise ValueError(problem)
+    return Tokenizer.load(workdir.tokenizer)
+
+
+def _problem_of_making(config: RunConfig, kept: epath.Path) -> str:
+    """Why the tokenizer could not be made, for the processes that wait for it; '' where it was. A process alone raises
+    what it met.
+    """
+    try:
+        _make(config, kept)
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _make(config: RunConfig, kept: epath.Path) -> None:
     base = config.vlm.llm.vocab
     source = config.tokenizer or (config.init_from and _tokenizer_of(config.init_from))
-    if not source:
-        return train_tokenizer(_texts(config.data), kept, base)
-    tokenizer = Tokenizer.load(source, base)
-    tokenizer.save(kept)
-    return tokenizer
+    if source:
+        Tokenizer.load(source, base).save(kept)
+    else:
+        train_tokenizer(_texts(config.data), kept, base)
 
 
 def _tokenizer_of(init_from: str) -> str:

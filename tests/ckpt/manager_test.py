@@ -24,7 +24,9 @@ from sttts_jax.ckpt.meta import ConfigMismatch, FormatMismatch, build_meta, chec
 from sttts_jax.ckpt.restore import TreeMismatch, load_params, read_meta
 from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.mesh import DataLayout, make_mesh
+from sttts_jax.paths import as_path, list_objects
 from sttts_jax.sharding import NamedSharding, PartitionSpec
+from tests.fake_gcs import FakeGcs
 
 CONFIG = {"model": {"width": 4, "name": "tiny"}, "steps": 100, "log": {"every": 5}, "mesh": {"data": 1}}
 LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
@@ -398,3 +400,25 @@ def test_layout_of_a_mesh_is_what_meta_wants() -> None:
 def test_bad_numbers(tmp_path: Path, config: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         Manager(tmp_path, CheckpointConfig(**config))
+
+
+def test_steps_of_a_bucket(gcs: FakeGcs) -> None:
+    """Saved, restored, gone back a step; what a killed process left there is no step, and is removed."""
+    place = as_path("gs://steps/run/checkpoints")
+    state, _ = run(place, last=4, keep=3)
+    assert files.list_steps(place) == [2, 4] and not files.problem_of(place, 4)
+    del gcs.objects["steps/run/checkpoints/4/commit_success.txt"]
+    assert files.list_steps(place) == [2, 4]  # copied there by a program that renames folders; its record is there
+    del gcs.objects["steps/run/checkpoints/sizes/4.json"]
+    assert files.list_steps(place) == [2]
+    gcs.put("steps/run/checkpoints/5/params/d/x", b"cut", {})  # as a process of another run would save
+    manager = Manager(place, CheckpointConfig(every=2))
+    manager.save(6, *state, batches(), meta(6))
+    manager.close()
+    assert files.list_steps(place) == [2, 6] and not list_objects(place / "5") and not list_objects(place / "4")
+    chunks = "steps/run/checkpoints/6/params/ocdbt.process_0/d/"
+    stored = next(stored for name, stored in gcs.objects.items() if name.startswith(chunks))
+    stored.data = bytes([255 - byte for byte in stored.data])
+    found = restore(place)
+    assert found.step == 2 and (found.params["w"] != params()["w"]).any()
+    assert [path.name for path in (place / "broken").iterdir()] == ["6.1"] and files.list_steps(place) == [2]

@@ -209,8 +209,8 @@ def test_exit_code_of_the_tests_is_passed_on(bare: Path) -> None:
 def test_every_direct_dependency_has_a_tested_version_within_its_range() -> None:
     project, tested = _project(), _constraints()
     extras = project["optional-dependencies"]
-    for text in project["dependencies"] + extras["dev"] + extras["aot"]:
-        requirement = Requirement(text)
+    texts = [*project["dependencies"], *(text for name in ("dev", "gcs", "aot") for text in extras[name])]
+    for requirement in (Requirement(text) for text in texts if not text.startswith("sttts-jax[")):
         version = tested[canonicalize_name(requirement.name)]
         assert version in requirement.specifier, f"{requirement} does not admit the tested {version}"
 

@@ -16,7 +16,7 @@ from sttts_jax.train.buckets import Buckets, draw, open_streams
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.cost import update_flops
 from sttts_jax.train.main import main as train
-from sttts_jax.train.metrics import read_lines
+from sttts_jax.train.metric_lines import read_lines
 from sttts_jax.train.run import first_state, prepare
 from sttts_jax.train.tokenizer import run_tokenizer
 from tests.tiny import tiny_config

@@ -13,7 +13,7 @@ from sttts_jax.api import evaluate
 from sttts_jax.ckpt.files import list_steps
 from sttts_jax.evals.while_training import evaluator
 from sttts_jax.train.main import main
-from sttts_jax.train.metrics import read_lines
+from sttts_jax.train.metric_lines import read_lines
 from tests.tiny import tiny_config
 
 TASK = "shapes_video_qa"

@@ -27,7 +27,7 @@ from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.mesh import make_mesh
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.main import main as train
-from sttts_jax.train.metrics import read_lines
+from sttts_jax.train.metric_lines import read_lines
 from sttts_jax.train.run import first_state, prepare
 from sttts_jax.train.state import blueprint, build_model, fresh_state
 from sttts_jax.train.step import train_step

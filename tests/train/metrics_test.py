@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from sttts_jax.train.console import ConsoleLog
-from sttts_jax.train.metrics import JsonLines, Late, MetricWriter, UnwritableMetrics, read_lines
+from sttts_jax.train.metric_lines import JsonLines, read_lines
+from sttts_jax.train.metrics import Late, MetricWriter, UnwritableMetrics
 
 
 def test_late_hands_out_the_step_before() -> None:

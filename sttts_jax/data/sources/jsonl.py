@@ -15,6 +15,7 @@ import hashlib
 import reprlib
 from typing import Any
 
+from sttts_jax.data.files import STORE, read_object
 from sttts_jax.data.json_lines import json_lines, parse_object
 from sttts_jax.data.record import Message, Record, RecordError, names_subtitle_file, naming
 from sttts_jax.data.sources.split import SPLIT, split_indices
@@ -91,13 +92,10 @@ class JsonlSource:
         whole = path if "://" in path else str(self._file.parent / path)
         if is_local(whole):
             return whole
-        scheme = whole.partition("://")[0]
-        if scheme != "gs":
+        if not whole.startswith(STORE):
+            scheme = whole.partition("://")[0]
             raise RecordError(f"{path[:200]}: {scheme}:// is not read; download the file and give its path")
-        try:
-            return as_path(whole).read_bytes()
-        except Exception as error:  # whatever the client of the store raises
-            raise RecordError(f"{whole}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+        return read_object(whole, whole, RecordError)
 
 
 class QuestionFile(JsonlSource):

@@ -11,7 +11,9 @@ from absl import logging
 from sttts_jax.data.config import Source
 from sttts_jax.data.record import Record
 from sttts_jax.data.sources.jsonl import JsonlSource
+from sttts_jax.data.sources.local_copy import local_copy
 from sttts_jax.data.sources.tfds_records import TfdsRecords
+from sttts_jax.paths import as_path, is_local
 
 BUILDERS = {
     "shapes_video_qa": "made-up clips of moving and appearing shapes, six families of questions, balanced answers"
@@ -43,13 +45,15 @@ def open_source(source: Source) -> Opened:
         known = ", ".join([*BUILDERS, *(f"{r}:PATH" for r in READERS)])
         raise ValueError(f"there is no data source {source.name!r}; known are {known}")
     directory = find_built(base, config, source.data_dir)
-    return TfdsRecords(directory, source.split)
+    return TfdsRecords(local_copy(directory, source.split), source.split)
 
 
 def build(name: str, data_dir: str, sizes: dict[str, int], style: str = "both") -> str:
     """Builds a dataset unless it is there; returns its directory. `sizes` are clips per split."""
     if name not in BUILDERS:
         raise ValueError(f"there is nothing to build under the name {name!r}; known are {', '.join(BUILDERS)}")
+    if not is_local(data_dir):
+        raise ValueError(f"{data_dir} is remote, where no dataset can be built; build it in a local one and copy it")
     import tensorflow_datasets as tfds
 
     from sttts_jax.data.sources.shapes_tfds import ShapesVideoQa, shapes_config
@@ -100,4 +104,5 @@ def _versions(folder: str) -> list[str]:
 
 
 def _folders(path: str) -> list[str]:
-    return [entry.name for entry in os.scandir(path) if entry.is_dir()] if os.path.isdir(path) else []
+    folder = as_path(path)
+    return [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
