@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "sttts_jax"
 
-DEVICES = {"compile_cache", "distributed", "mesh", "processes", "sharding", "topology", "tpu_flags"}
+DEVICES = {"compile_cache", "compiler_flags", "distributed", "mesh", "processes", "sharding", "topology"}
 # Each layer: parts that may stand side by side, none seeing another of its row.
 LAYERS: list[set[str]] = [
     {"chips", "dims", "exit_codes", "text_table", "paths"},

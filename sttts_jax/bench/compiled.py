@@ -20,6 +20,7 @@ from sttts_jax.bench.distributions import make_scores
 from sttts_jax.bench.record import versions
 from sttts_jax.bench.scopes import BenchShapes
 from sttts_jax.bench.timing import GIB
+from sttts_jax.compiler_flags import set_compiler_flags
 from sttts_jax.models.presets import preset
 from sttts_jax.models.vit_block import Block
 from sttts_jax.paths import PathLike, write_json
@@ -83,6 +84,7 @@ def measure(chip: str, shapes: BenchShapes, fractions: Sequence[Fraction], say: 
     """Rows of the unpruned block and of every fraction, for both passes; survivors as with uniform scores."""
     slices = by_topology(CHIPS[chip])
     find_compiler(slices.accelerator)
+    set_compiler_flags(chip)
     place = SingleDeviceSharding(tpu_devices(slices)[0])
     rows: list[CompiledRow] = []
     first: dict[str, CompiledRow] = {}

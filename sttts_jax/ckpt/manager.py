@@ -26,6 +26,7 @@ from sttts_jax.exit_codes import PREEMPTED
 from sttts_jax.paths import PathLike, as_path
 
 _ALL = (PARAMS, OPT, DATA)
+STOP, GO_ON = "stop", "go_on"
 _keep = ocp.training.preservation_policies
 
 
@@ -43,12 +44,15 @@ class CheckpointConfig:
                     the evaluation section
     preempted_exit_code  of `train` when it was told to end, and saved, before its last step: one on which the launcher
                     starts it again
+    on_failure      what follows a save that fails, on a full disk for example: "stop" ends the run; "go_on", of a run
+                    of one process, trains on and tries again at the next save. The newest save must succeed in the end
     """
 
     every: int = 500
     keep: int = 3
     best_metric: str = ""
     preempted_exit_code: int = PREEMPTED
+    on_failure: str = STOP
 
     def check(self) -> Self:
         """Itself. Raises ValueError on numbers out of range."""
@@ -56,6 +60,8 @@ class CheckpointConfig:
             raise ValueError(f"checkpoint.every={self.every} and checkpoint.keep={self.keep} must be at least 1")
         if not 0 <= self.preempted_exit_code <= 255:
             raise ValueError(f"checkpoint.preempted_exit_code={self.preempted_exit_code} must be from 0 to 255")
+        if self.on_failure not in (STOP, GO_ON):
+            raise ValueError(f"checkpoint.on_failure={self.on_failure!r} is unknown; use {STOP!r} or {GO_ON!r}")
         return self
 
 
@@ -83,11 +89,17 @@ class Manager:
 
     def __init__(self, directory: PathLike, config: CheckpointConfig):
         config.check()
+        if config.on_failure == GO_ON and jax.process_count() > 1:
+            raise ValueError(
+                f"checkpoint.on_failure={GO_ON!r} is for runs of one process, because several cannot tell each other "
+                f"what failed; use {STOP!r}"
+            )
         self.directory = as_path(directory)
         self._config = config
         self._writer: ocp.training.Checkpointer | None = None
         self._pending: tuple[int, Any] | None = None
         self._failed = False
+        self._owed: CheckpointError | None = None  # the newest save failed, and none after it succeeded
 
     @property
     def steps(self) -> list[int]:
@@ -111,8 +123,8 @@ class Manager:
 
         data: a Grain iterator, or None. metrics: what an evaluation of this step found, None without one; a step
         without them is never the best.
-        Raises CheckpointError when this or the save before it failed, ValueError when `best_metric` is none of
-        `metrics`.
+        Raises CheckpointError when this or the save before it failed and that is to stop the run, ValueError when
+        `best_metric` is none of `metrics`.
         """
         ranked = self._ranked(metrics)
         self.wait()
@@ -123,7 +135,8 @@ class Manager:
             # By force: the loop decides when to save, not a policy of Orbax.
             response = self._orbax().save_checkpointables_async(step, parts, force=True, metrics=ranked)
         except Exception as error:
-            raise self._failure(step, error) from error
+            self._fail(step, error)
+            return False
         self._pending = (step, response)
         return True
 
@@ -139,12 +152,18 @@ class Manager:
             )
         return {name: float(metrics[name])}
 
-    def _failure(self, step: int, error: Exception) -> CheckpointError:
+    def _fail(self, step: int, error: Exception) -> None:
+        """Raises what the failure is called, or says it and makes ready for the next save."""
         self._failed = True
-        return CheckpointError(
+        failure = CheckpointError(
             f"saving step {step} to {self.directory} failed ({type(error).__name__}: {first_line(error)}); "
             f"check space and permissions there; whole steps are {self.steps}"
         )
+        if self._config.on_failure == STOP:
+            raise failure from error
+        self._close_writer()
+        self._failed, self._owed = False, failure
+        logging.warning("%s; training goes on", failure)
 
     def raise_if_failed(self) -> None:
         """Raises CheckpointError when the save has ended and failed; never waits for one that goes on."""
@@ -152,7 +171,7 @@ class Manager:
             self.wait()
 
     def wait(self) -> None:
-        """Waits for the save that goes on, if any. Raises CheckpointError when it failed."""
+        """Waits for the save that goes on, if any. Raises CheckpointError when it failed and that stops the run."""
         if self._pending is None:
             return
         (step, response), self._pending = self._pending, None
@@ -160,11 +179,13 @@ class Manager:
             response.result()
             if jax.process_index() == 0:
                 files.record_files(self.directory, step)
+            self._owed = None
         except Exception as error:
-            raise self._failure(step, error) from error
+            self._fail(step, error)
 
     def close(self) -> None:
-        """Waits for the save that goes on, ends the background threads. Raises as `wait`.
+        """Waits for the save that goes on, ends the background threads. Raises CheckpointError when the newest save
+        failed.
 
         Nothing is left of a save that failed.
         """
@@ -172,6 +193,8 @@ class Manager:
             self.wait()
         finally:
             self._close_writer()
+        if self._owed is not None:
+            raise self._owed
 
     def _close_writer(self) -> None:
         writer, self._writer = self._writer, None

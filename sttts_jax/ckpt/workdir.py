@@ -8,6 +8,7 @@ WORKDIR/metrics.jsonl  the record of the training
 WORKDIR/state.txt      a table of all arrays of its state and where they lie
 WORKDIR/tensorboard/   the same numbers as event files, with histograms and pictures
 WORKDIR/profile/       traces of single steps
+WORKDIR/logs/          what every process said, see `train.process_log`
 WORKDIR/hf/            of a converted checkpoint: configs, tokenizer and templates of its source, for the way back
 WORKDIR/eval/          results.json and predictions, see `evals.results`
 """
@@ -72,6 +73,11 @@ class Workdir:
     def profile(self) -> epath.Path:
         """The directory of traces."""
         return self.root / "profile"
+
+    @property
+    def logs(self) -> epath.Path:
+        """The directory of the processes' logs."""
+        return self.root / "logs"
 
     @property
     def hf_files(self) -> epath.Path:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import sttts_jax
 from sttts_jax import exit_codes
-from sttts_jax.tpu_flags import set_tpu_flags
+from sttts_jax.compiler_flags import set_compiler_flags
 
 Command = Callable[[list[str]], int | None]
 
@@ -59,10 +59,10 @@ def run(name: str, command: Command, argv: list[str] | None = None) -> int:
 
     `argv` are the words after the command; None reads them from the process.
     """
-    set_tpu_flags()
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show, or no UTF-8 can say, ends no command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        set_compiler_flags()
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()  # a disk that is full shows here, not at exit
         return code

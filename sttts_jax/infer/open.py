@@ -14,13 +14,13 @@ from sttts_jax.ckpt.restore import PARAMS, load_params, read_step_meta
 from sttts_jax.ckpt.whole import whole_step
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.compile_cache import use_compile_cache
+from sttts_jax.compiler_flags import set_compiler_flags
 from sttts_jax.data.tokenizer import Tokenizer
 from sttts_jax.infer.checkpoint import Checkpoint, all_devices
 from sttts_jax.infer.model import Model
 from sttts_jax.models.vit import SCORER_LEAVES
 from sttts_jax.paths import PathLike, as_path
 from sttts_jax.sharding import abstract_state
-from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import DTYPES, RunConfig
 from sttts_jax.train.state import build_model, init_params
 
@@ -55,7 +55,7 @@ def read_checkpoint(directory: PathLike, method: str | None = None) -> Checkpoin
     Says on stderr where a scorer was never trained. Raises FileNotFoundError without a checkpoint, ValueError where it
     is damaged, its tokenizer is missing, or the method is unknown or needs a scorer that is not there.
     """
-    set_tpu_flags()
+    set_compiler_flags()
     step = whole_step(directory)
     meta = read_step_meta(step)
     raw = saved_config(meta)

@@ -7,7 +7,6 @@ from typing import Any
 
 from sttts_jax.plan.step import plan_step
 from sttts_jax.plan.target import Target
-from sttts_jax.tpu_flags import set_tpu_flags
 from sttts_jax.train.config import RunConfig
 
 
@@ -21,5 +20,4 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    set_tpu_flags()
     Path(sys.argv[2]).write_text(json.dumps(answer(json.loads(Path(sys.argv[1]).read_text()))))

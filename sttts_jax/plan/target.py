@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from sttts_jax.chips import Chip, chip_of
+from sttts_jax.compiler_flags import set_compiler_flags
 from sttts_jax.topology import Slices, by_accelerator, by_topology, find_compiler, tpu_devices
 
 GIB = 2**30
@@ -47,6 +48,7 @@ class Target:
         environment["JAX_PLATFORMS"] = PLATFORMS[self.platform]
         if self.slices:
             find_compiler(self.slices.accelerator, environment)
+            set_compiler_flags(self.slices.family, environment)
 
     def open(self) -> list[jax.Device]:
         """The devices, in the order of the runtime. Raises ValueError where there are none, or not as many."""

@@ -20,7 +20,7 @@ from sttts_jax.chips import peak_flops
 from sttts_jax.ckpt.aborted import save_aborted
 from sttts_jax.ckpt.content import tokenizer_digests
 from sttts_jax.ckpt.data_state import DataState
-from sttts_jax.ckpt.manager import CheckpointError
+from sttts_jax.ckpt.manager import GO_ON, CheckpointError
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.data.device import to_device
 from sttts_jax.data.record import join_names
@@ -56,16 +56,19 @@ class TooManySkipped(ValueError):
     """Updates in a row had a NaN or an infinity; said in one sentence, as what the user can mend."""
 
 
-def train(run: Run, start: Start, evaluate: Evaluate | None = None, out: Any = None) -> TrainState:
+def train(
+    run: Run, start: Start, evaluate: Evaluate | None = None, out: Any = None, clock: Clock | None = None
+) -> TrainState:
     """Runs to `total_steps`, to a signal (state saved), or to an error; returns the last state.
 
-    `evaluate` is asked every `evaluation.every` steps and after the last one. It cannot change the run: it gets the
-    parameters and gives numbers. Raises KeyboardInterrupt where it was Ctrl-C that ended the run, once all is saved.
+    `clock` began with the process; None: it begins here. `evaluate` is asked every `evaluation.every` steps and after
+    the last one. It cannot change the run: it gets the parameters and gives numbers. Raises KeyboardInterrupt where it
+    was Ctrl-C that ended the run, once all is saved.
     """
     with (
         jax.set_mesh(run.mesh),
         StopSignals() as signals,
-        contextlib.closing(_Loop(run, start, signals, evaluate, out)) as loop,
+        contextlib.closing(_Loop(run, start, signals, evaluate, out, clock or Clock())) as loop,
     ):
         try:
             loop.advance_all(run.config.total_steps)
@@ -87,31 +90,32 @@ class _Loop:
     `_done`: the newest update. `_position`: of the data after it, plain JSON.
     """
 
-    def __init__(self, run: Run, start: Start, signals: StopSignals, evaluate: Evaluate | None, out: Any):
+    def __init__(self, run: Run, start: Start, signals: StopSignals, evaluate: Evaluate | None, out: Any, clock: Clock):
         config = run.config
         self.state = start.state
         self._first = self._done = int(start.state.step)
         self._position = run.buckets.get_state()
         self._run, self._signals, self._evaluate = run, signals, evaluate
-        self._clock = Clock(_peak(run.mesh))
-        self._clock.restore(start.counters.get("clock", {}))
+        self._clock, clock.peak = clock, _peak(run.mesh)
+        clock.restore(start.counters.get("clock", {}))
         self._writer = MetricWriter(
             run.workdir.root,
             total_steps=config.total_steps,
             resume_step=self._done,
             console_keys=CONSOLE,
             tensorboard=config.log.tensorboard,
+            patient=config.checkpoint.on_failure == GO_ON,
             out=out,
         )
         self._names: dict[int, Sequence[str]] = {}  # of the records in the batches of updates not yet reported
         self._saturated = False  # nearly all scores were, at the newest step
         self._watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
         self._profile, self._late = ProfileWindow(config.profile, run.workdir.profile), Late()
-        logging.info("%s", start.origin)
         self._writer.note(start.origin)
         self._writer.note(parameter_overview(run.plan))
         if jax.process_index() == 0:
             write_text(run.workdir.state_table, state_table(run.plan.boxed, run.mesh, run.plan.min_size) + "\n")
+        clock.begin()
 
     def advance_all(self, last: int) -> None:
         """Updates up to `last`, or until the run is told to stop."""
@@ -291,8 +295,10 @@ class _Loop:
         self._profile.close(self.state.step)
         self._watchdog.close()
         try:
-            self._run.manager.close()
+            with self._clock.measure("save"):
+                self._run.manager.close()
         finally:
+            self._writer.note(self._clock.summary())
             self._writer.close()
 
 

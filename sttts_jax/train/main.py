@@ -11,11 +11,13 @@ from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import read_meta
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.compile_cache import use_compile_cache
+from sttts_jax.compiler_flags import set_compiler_flags
 from sttts_jax.data.place import rooted
 from sttts_jax.paths import PathLike
-from sttts_jax.tpu_flags import set_tpu_flags
+from sttts_jax.train.clock import Clock
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.loop import train
+from sttts_jax.train.process_log import process_log
 from sttts_jax.train.run import Evaluate, Evaluator, first_state, prepare
 from sttts_jax.train.state import TrainState
 from sttts_jax.train.tokenizer import run_tokenizer
@@ -32,17 +34,20 @@ def main(
     Everything that can be checked without a device is checked before one is touched: raises ValueError with one
     sentence.
     """
-    set_tpu_flags()
+    clock = Clock()
+    set_compiler_flags()
     raw = with_rooted_data(config.to_dict())
     checked, place = RunConfig.build(raw), Workdir(workdir)
     _check_same_run(place, raw)
     evaluate = _evaluate(checked, evaluator)
     distributed.init(checked.distributed)
     use_compile_cache(checked.compile_cache)
-    with sole_owner(place):
+    with sole_owner(place), process_log(place):
         tokenizer = run_tokenizer(checked, place)
         run = prepare(checked, raw, place, tokenizer)
-        return train(run, first_state(run), evaluate, out)
+        with clock.measure("restore"):
+            start = first_state(run)
+        return train(run, start, evaluate, out, clock)
 
 
 def with_rooted_data(raw: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+from absl import logging
 
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.paths import PathLike
@@ -42,7 +43,8 @@ class MetricWriter:
     """All writers of a run. In other processes than the first everything is a no-op.
 
     console_keys: the metrics that the console shows, in that order. resume_step: the step of the restored checkpoint.
-    Raises UnwritableMetrics wherever the disk does not take what is written.
+    Raises UnwritableMetrics wherever the disk does not take what is written; but where it is `patient` only as it
+    begins: what is not taken later is lost, and said.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class MetricWriter:
         resume_step: int = 0,
         console_keys: tuple[str, ...] = ("loss",),
         tensorboard: bool = True,
+        patient: bool = False,
         out: TextIO | None = None,
     ):
         self._lines: JsonLines | None = None
         self._board: TensorBoard | None = None
         self._console: ConsoleLog | None = None
         self._keys, self._place = console_keys, Workdir(workdir)
+        self._patient = self._told = False
         if jax.process_index() != 0:
             return
         with self._writing():
@@ -66,6 +70,7 @@ class MetricWriter:
             self._lines = JsonLines(self._place.metrics, resume_step)
             self._board = TensorBoard(self._place.tensorboard, resume_step) if tensorboard else None
         self._console = ConsoleLog(total_steps, resume_step, out)
+        self._patient = patient
         if self._lines.damaged:
             self.note(f"{self._place.metrics}: dropped {self._lines.damaged} damaged or cut lines")
 
@@ -74,10 +79,19 @@ class MetricWriter:
         try:
             yield
         except OSError as error:
-            raise UnwritableMetrics(
-                f"the metrics in {self._place.root} cannot be written ({error.strerror or error}); see to space and "
-                "permissions there, then give the same command again"
-            ) from error
+            problem = f"the metrics in {self._place.root} cannot be written ({error.strerror or error})"
+            if not self._patient:
+                raise UnwritableMetrics(
+                    f"{problem}; see to space and permissions there, then give the same command again"
+                ) from error
+            self._go_on(problem)
+
+    def _go_on(self, problem: str) -> None:
+        """The record of an event file may be cut, after which no viewer reads on: it ends."""
+        self._board = None
+        if not self._told:
+            self.note(f"{problem}; those of these steps are lost, and event files end here, while training goes on")
+        self._told = True
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Scalars of a step to all writers. Raises ValueError that names a value which is not a scalar.
@@ -112,9 +126,10 @@ class MetricWriter:
                 self._board.image(step, name, pixels)
 
     def note(self, text: str) -> None:
-        """A line on the console."""
+        """Lines on the console, and in the log of the process."""
         if self._console is not None:
             self._console.note(text)
+            logging.info("%s", text)
 
     def flush(self) -> None:
         """Makes what was written durable: before the checkpoint of its step is."""

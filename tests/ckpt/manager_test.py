@@ -1,5 +1,6 @@
 """Saving while training, resuming exactly, going back past damaged steps, refusing what is another run."""
 
+import contextlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.paths import as_path, list_objects
 from sttts_jax.sharding import NamedSharding, PartitionSpec
 from tests.fake_gcs import FakeGcs
+from tests.full_disk import full_disk
 
 CONFIG = {"model": {"width": 4, "name": "tiny"}, "steps": 100, "log": {"every": 5}, "mesh": {"data": 1}}
 LAYOUT = {"shard_count": 1, "row_shards": 1, "processes": 1}
@@ -416,9 +418,40 @@ def test_steps_of_a_bucket(gcs: FakeGcs) -> None:
     manager.save(6, *state, batches(), meta(6))
     manager.close()
     assert files.list_steps(place) == [2, 6] and not list_objects(place / "5") and not list_objects(place / "4")
-    chunks = "steps/run/checkpoints/6/params/ocdbt.process_0/d/"
+    chunks = "steps/run/checkpoints/6/params/d/"
     stored = next(stored for name, stored in gcs.objects.items() if name.startswith(chunks))
     stored.data = bytes([255 - byte for byte in stored.data])
     found = restore(place)
     assert found.step == 2 and (found.params["w"] != params()["w"]).any()
     assert [path.name for path in (place / "broken").iterdir()] == ["6.1"] and files.list_steps(place) == [2]
+
+
+def test_a_full_disk_ends_the_run_or_not_and_leaves_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Files end at 100 bytes for the save of step 4; the one of step 6 finds room again."""
+    state = params(), TX.init(params())
+
+    def save(manager: Manager, step: int) -> None:
+        manager.save(step, *state, batches(), meta(step))
+        manager.wait()
+
+    with pytest.raises(ValueError, match="is unknown; use 'stop' or 'go_on'"):
+        CheckpointConfig(on_failure="hope").check()
+    for on_failure in ("stop", "go_on"):
+        place = tmp_path / on_failure
+        manager = Manager(place, CheckpointConfig(every=2, on_failure=on_failure))
+        save(manager, 2)
+        with full_disk(100), contextlib.nullcontext() if on_failure == "go_on" else pytest.raises(CheckpointError):
+            save(manager, 4)
+        assert files.list_steps(place) == [2]
+        if on_failure == "stop":
+            manager.close()
+            continue
+        assert "saving step 4" in caplog.text and "training goes on" in caplog.text
+        with pytest.raises(CheckpointError, match="saving step 4"):  # a run that ended here would have lost it
+            manager.close()
+        manager = Manager(place, CheckpointConfig(every=2, on_failure=on_failure))
+        with full_disk(100):
+            save(manager, 4)
+        save(manager, 6)
+        manager.close()
+        assert files.list_steps(place) == [2, 6] and not files.unfinished(place)

@@ -29,13 +29,15 @@ def test_a_run_in_a_bucket(gcs: FakeGcs, clips: Path, tmp_path: Path, monkeypatc
     train(tiny_config(clips, data__sources=(source,), log__tensorboard=True, **SETTINGS), workdir.root)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]  # where ArrayRecord is read
     assert sorted(path.name for path in workdir.root.iterdir()) == [
-        *("checkpoints", "metrics.jsonl", "state.txt", "tensorboard", "tokenizer")
+        *("checkpoints", "logs", "metrics.jsonl", "state.txt", "tensorboard", "tokenizer")
     ]
     assert Tokenizer.load(workdir.tokenizer).base_size
     assert [line["step"] for line in read_lines(workdir.metrics) if "loss" in line] == [1, 2]
     assert whole_step(workdir.root) == workdir.checkpoints / "2"
     assert list_steps(workdir.checkpoints) == [2] and not problem_of(workdir.checkpoints, 2)
     assert all(size for size, _ in list_objects(workdir.tensorboard).values())
+    (log,) = workdir.logs.iterdir()
+    assert "all parameters are fresh" in log.read_text() and "goodput" in log.read_text()
 
 
 def _numbers(path: Any) -> list[int]:

@@ -1,13 +1,10 @@
 """metrics.jsonl across restarts, histograms, the console, and metrics that come one step late."""
 
-import contextlib
 import errno
 import io
 import json
 import math
 import re
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +15,7 @@ import pytest
 from sttts_jax.train.console import ConsoleLog
 from sttts_jax.train.metric_lines import JsonLines, read_lines
 from sttts_jax.train.metrics import Late, MetricWriter, UnwritableMetrics
+from tests.full_disk import full_disk
 
 
 def test_late_hands_out_the_step_before() -> None:
@@ -65,22 +63,11 @@ def test_text_in_a_line_is_no_end_of_it(tmp_path: Path) -> None:
     assert len(read_lines(path)) == 1
 
 
-@contextlib.contextmanager
-def _full_disk(size: int) -> Iterator[None]:
-    """Files end at `size` bytes: a write that goes further is cut, the next one fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(tmp_path: Path) -> None:
     metrics = MetricWriter(tmp_path, total_steps=4, tensorboard=False, out=io.StringIO())
     metrics.write(1, {"loss": 0.5})
     whole = (tmp_path / "metrics.jsonl").read_bytes()
-    with _full_disk(len(whole) + 5), pytest.raises(UnwritableMetrics, match="cannot be written .*see to space"):
+    with full_disk(len(whole) + 5), pytest.raises(UnwritableMetrics, match="cannot be written .*see to space"):
         metrics.write(2, {"loss": 0.25})
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
     metrics.write(2, {"loss": 0.25})
@@ -88,9 +75,22 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_lines(tmp_path: Path) -> N
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
+def test_a_patient_writer_goes_on_over_a_full_disk(tmp_path: Path) -> None:
+    out = io.StringIO()
+    metrics = MetricWriter(tmp_path, total_steps=4, tensorboard=False, patient=True, out=out)
+    metrics.write(1, {"loss": 0.5})
+    with full_disk((tmp_path / "metrics.jsonl").stat().st_size):
+        metrics.write(2, {"loss": 0.25})
+        metrics.write(3, {"loss": 0.2})
+    metrics.write(4, {"loss": 0.1})
+    metrics.close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 4]
+    assert out.getvalue().count("cannot be written") == 1 and "while training goes on" in out.getvalue()
+
+
 def test_a_full_disk_under_tensorboard_is_said_and_never_waited_for(tmp_path: Path) -> None:
     metrics = MetricWriter(tmp_path, total_steps=4, out=io.StringIO())
-    with _full_disk(2000), pytest.raises(UnwritableMetrics):
+    with full_disk(2000), pytest.raises(UnwritableMetrics):
         for step in range(1, 1000):
             metrics.histogram(step, "scores", np.ones(64), np.linspace(0, 1, 65))
     assert len(read_lines(tmp_path / "metrics.jsonl")) in (1, 2, 3, 4)
