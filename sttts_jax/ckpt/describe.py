@@ -39,7 +39,7 @@ def _steps_table(directory: epath.Path) -> str:
     for step in files.list_steps(directory):
         path = files.step_directory(directory, step)
         size = sum(files.file_sizes(path).values()) / 2**20
-        when = datetime.fromtimestamp(path.stat().mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        when = datetime.fromtimestamp(files.written_at(path), UTC).strftime("%Y-%m-%d %H:%M UTC")
         rows.append((str(step), f"{size:.2f}", when, files.problem_of(directory, step) or "whole, arrays unread"))
     return text_table(("step", "MiB", "written", "state"), rows)
 

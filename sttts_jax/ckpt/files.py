@@ -68,6 +68,12 @@ def is_step(path: PathLike) -> bool:
     return (as_path(path) / _MARKER).exists()
 
 
+def written_at(step_path: epath.Path) -> int:
+    """When a step was saved, in seconds since 1970. Folders of a store have no time, so that a file tells."""
+    marker = step_path / _MARKER
+    return (marker if marker.exists() else step_path).stat().mtime
+
+
 def resolve_step(directory: PathLike) -> epath.Path:
     """The step directory meant by DIR, which is either one itself or holds some; then the newest one that is there
     whole, as far as shows without its arrays. Who reads arrays asks `ckpt.whole`.

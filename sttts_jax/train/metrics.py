@@ -127,9 +127,9 @@ class MetricWriter:
 
     def note(self, text: str) -> None:
         """Lines on the console, and in the log of the process."""
+        logging.info("%s", text)
         if self._console is not None:
             self._console.note(text)
-            logging.info("%s", text)
 
     def flush(self) -> None:
         """Makes what was written durable: before the checkpoint of its step is."""

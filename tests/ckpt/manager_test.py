@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +410,7 @@ def test_steps_of_a_bucket(gcs: FakeGcs) -> None:
     place = as_path("gs://steps/run/checkpoints")
     state, _ = run(place, last=4, keep=3)
     assert files.list_steps(place) == [2, 4] and not files.problem_of(place, 4)
+    assert abs(files.written_at(place / "4") - time.time()) < 600
     del gcs.objects["steps/run/checkpoints/4/commit_success.txt"]
     assert files.list_steps(place) == [2, 4]  # copied there by a program that renames folders; its record is there
     del gcs.objects["steps/run/checkpoints/sizes/4.json"]

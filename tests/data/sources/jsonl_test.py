@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from sttts_jax.data.files import content_digest
 from sttts_jax.data.record import RecordError
 from sttts_jax.data.sources.jsonl import JsonlSource, QuestionFile
+from tests.fake_gcs import FakeGcs
 
 ASK = [{"question": "What?", "answer": "that"}]
 
@@ -124,3 +126,20 @@ def test_questions_need_no_answers(tmp_path: Path) -> None:
 def test_questions_that_cannot_be_asked_name_their_line(tmp_path: Path, line: dict[str, Any], said: str) -> None:
     with pytest.raises(RecordError, match=f"q.jsonl:1: .*{said}"):
         _questions(tmp_path, line)[0]
+
+
+def test_a_file_in_a_bucket_names_what_lies_there(gcs: FakeGcs) -> None:
+    fields = {"video": "clips/a.mp4", "images": ["gs://other/b.png"], "subtitles": "a.srt", "messages": ASK}
+    lines = [fields, {"video": "clips/none.mp4", "messages": ASK}, {"video": "clips/no.mp4", "messages": ASK}]
+    gcs.put("jsonl/my/own.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode(), {})
+    gcs.put("jsonl/my/clips/a.mp4", b"film", {})
+    gcs.put("jsonl/my/clips/none.mp4", b"", {})
+    gcs.put("other/b.png", b"picture", {})
+    gcs.put("jsonl/my/a.srt", b"1\n00:00:01,000 --> 00:00:02,000\nHello\n", {})
+    source = JsonlSource("gs://jsonl/my/own.jsonl")
+    record = source[0]
+    assert (record.video, record.images) == (b"film", (b"picture",)) and record.subtitles == ((1.0, 2.0, "Hello"),)
+    for index, said in ((1, "clips/none.mp4: is empty"), (2, "clips/no.mp4: no such file")):
+        with pytest.raises(RecordError, match=f"own.jsonl:{index + 1}: gs://jsonl/my/{said}"):
+            source[index]
+    assert content_digest("gs://other/b.png") == content_digest(b"picture")
