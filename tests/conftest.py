@@ -38,6 +38,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 gc.set_threshold(50_000, 20, 100)
 
+import importlib.util  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -116,7 +117,8 @@ def checkpoints(runs: dict[str, Path]) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def gcs() -> Iterator[Any]:
     """A `fake_gcs.FakeGcs` that serves gs:// in this process and those that it starts; every test takes a bucket."""
-    pytest.importorskip("gcsfs")
+    if importlib.util.find_spec("gcsfs") is None:  # not imported yet: it reads the environment as it is
+        pytest.skip("needs gcsfs: pip install 'sttts-jax[gcs]'")
     from tests import fake_gcs
 
     with fake_gcs.serve() as server, pytest.MonkeyPatch.context() as patch:

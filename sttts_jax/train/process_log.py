@@ -2,7 +2,7 @@
 
 WORKDIR/logs/process_N.log gets what the loggers of process N say, from INFO on, start after start. In an object store,
 where nothing can be appended, every start has files of its own, written at the latest FLUSH_S after a line, anew each
-time and therefore no longer than ROLL_CHARACTERS. What the first process says reaches its terminal as before; of the
+time; the next one begins after ROLL_CHARACTERS. What the first process says reaches its terminal as before; of the
 others only errors do.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -51,7 +52,7 @@ def process_log(workdir: Workdir) -> Iterator[None]:
 def _handler(folder: epath.Path, process: int) -> logging.Handler:
     name = f"process_{process}"
     try:
-        stream: TextIO
+        stream: TextIO | _Objects
         if is_local(folder):
             folder.mkdir(parents=True, exist_ok=True)
             stream = open(folder / f"{name}.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
@@ -76,31 +77,43 @@ class _Handler(logging.StreamHandler):
         super().close()
 
 
-class _Objects(io.StringIO):
-    """What is written since the last object was full; that one is written anew at every flush."""
+class _Objects(io.TextIOBase):
+    """What is written since the last object was full; a thread writes that one anew now and then.
+
+    Never the thread that logs: it holds the lock of the handler, and the client of the store logs as well.
+    """
 
     def __init__(self, folder: epath.Path, name: str):
-        super().__init__()
         self._folder, self._name, self._number = folder, name, 1
-        self._flushed = time.monotonic()
+        self._pieces, self._put_last = list[str](), 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._put_often, name="process log", daemon=True)
+        self._thread.start()
 
-    def flush(self) -> None:
-        """Called after every line, heard now and then."""
-        full = self.tell() > ROLL_CHARACTERS
-        if full or time.monotonic() - self._flushed > FLUSH_S:
+    def write(self, text: str) -> int:
+        self._pieces.append(text)
+        return len(text)
+
+    def _put_often(self) -> None:
+        while not self._ended.wait(FLUSH_S):
             self._put()
-        if full:
-            self._number += 1
-            self.seek(0)
-            self.truncate()
 
     def _put(self) -> None:
-        self._flushed = time.monotonic()
-        if self.tell():
-            write_text(self._folder / f"{self._name}.{self._number:03d}.log", self.getvalue())
+        """What cannot be written is tried again the next time."""
+        count = len(self._pieces)
+        text = "".join(self._pieces[:count])
+        if count == self._put_last:
+            return
+        with contextlib.suppress(OSError):
+            write_text(self._folder / f"{self._name}.{self._number:03d}.log", text)
+            self._put_last = count
+            if len(text) > ROLL_CHARACTERS:
+                del self._pieces[:count]
+                self._number, self._put_last = self._number + 1, 0
 
     def close(self) -> None:
-        if not self.closed:
-            with contextlib.suppress(OSError):
-                self._put()
+        if not self._ended.is_set():
+            self._ended.set()
+            self._thread.join()
+            self._put()
         super().close()
