@@ -59,6 +59,9 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "tpu7x": (
         _VMEM,  # collectives run on its SparseCores by default
         Flag("xla_tpu_bf16_emission_mode", "NATIVE_EMISSION", "bfloat16 stays bfloat16 in vector units"),
+        Flag(
+            "xla_tpu_enable_sparse_core_collective_aggregator", "true", "small collectives become one; asked for below"
+        ),
         Flag("xla_tpu_enable_latency_hiding_layer_scheduler", "true", "collectives overlap with neighbouring layers"),
         Flag("xla_tpu_enable_layer_scheduler_for_dependent_collectives", "true", "those that wait for others, too"),
     ),
@@ -99,7 +102,7 @@ def set_compiler_flags(platform: str = "", environment: MutableMapping[str, str]
             f"{variable} names {', '.join(foreign)}, which {library} does not know, and it would end the process; "
             "remove it"
         )
-    wanted = [flag for flag in flags_of(platform, environment) if flag.name not in given]
+    wanted = [flag for flag in flags_of(platform, environment) if not {flag.name, f"no{flag.name}"} & given]
     known = known_flags(library, [flag.name for flag in wanted])
     left_out = [flag.name for flag in wanted if flag.name not in known]
     if left_out:

@@ -138,6 +138,17 @@ def list_objects(folder: PathLike) -> dict[str, tuple[int, str]]:
     }
 
 
+def move_folder(source: PathLike, target: PathLike) -> None:
+    """Locally a rename, parents made. In a store every object is copied and deleted: not in one piece."""
+    here, there = as_path(source), as_path(target)
+    if is_local(here):
+        there.parent.mkdir(parents=True, exist_ok=True)
+        here.rename(there)
+        return
+    store, place = _store(here)
+    store.mv(place, _store(there)[1], recursive=True)
+
+
 def _write_local(target: epath.Path, data: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=os.fspath(target.parent), prefix=".", suffix=".tmp")

@@ -16,7 +16,7 @@ from etils import epath
 
 from sttts_jax.ckpt.checksums import digest
 from sttts_jax.ckpt.workdir import Workdir
-from sttts_jax.paths import PathLike, as_path, is_local, list_objects, read_json, write_json
+from sttts_jax.paths import PathLike, as_path, is_local, list_objects, move_folder, read_json, write_json
 
 _MARKER = "_CHECKPOINT_METADATA"  # Orbax writes it into every step
 _COMMITTED = "commit_success.txt"  # and this last, where it cannot rename a folder in one piece
@@ -197,7 +197,7 @@ def set_aside(directory: PathLike, step: int) -> epath.Path:
     """Moves a broken step out of the way, so that the run can save that step again. Returns where it went."""
     places = (as_path(directory) / "broken" / f"{step}.{number}" for number in itertools.count(1))
     place = next(place for place in places if not place.exists())
-    place.parent.mkdir(parents=True, exist_ok=True)
     path = step_directory(directory, step)
     _record_file(path).unlink(missing_ok=True)
-    return path.rename(place)
+    move_folder(path, place)
+    return place
