@@ -37,11 +37,18 @@ _VMEM = Flag(
     "65536",
     "a fusion may use 64 MiB of the core's fast memory instead of 16: both products of an MLP become one",
 )
+# It made 52 more programs of a step at 64 frames, with which the compiler did not end in 25 minutes.
+_WHOLE = Flag(
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib",
+    "1000000",
+    "no product becomes a loop over the shards of its weights, in steps of a sum of 1152 / fsdp terms",
+)
 
 FLAGS: dict[str, tuple[Flag, ...]] = {
-    "v4": (_GATHER,),
+    "v4": (_WHOLE, _GATHER),
     "v5e": (
         _VMEM,
+        _WHOLE,
         _GATHER,
         # Newer compilers refuse these three elsewhere: "incorrect results, hang, SDC".
         Flag(_FUSION, "true", "collectives run inside of the fusions beside them"),
@@ -50,14 +57,17 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     ),
     "v5p": (
         _VMEM,
+        _WHOLE,
         _GATHER,
         Flag("xla_enable_async_all_reduce", "true", "gradients are summed while the layer before is computed"),
         Flag("xla_tpu_enable_async_all_to_all", "true", "the embedding lookup's exchange runs beside computation"),
         Flag("xla_tpu_megacore_fusion_allow_ags", "false", "no gather inside of a fusion of both cores, which waits"),
     ),
-    "v6e": (_VMEM, _GATHER),
+    "v6e": (_VMEM, _WHOLE, _GATHER),
     "tpu7x": (
-        _VMEM,  # collectives run on its SparseCores by default
+        _VMEM,
+        _WHOLE,
+        # Collectives run on its SparseCores by default.
         Flag("xla_tpu_bf16_emission_mode", "NATIVE_EMISSION", "bfloat16 stays bfloat16 in vector units"),
         Flag(
             "xla_tpu_enable_sparse_core_collective_aggregator", "true", "small collectives become one; asked for below"

@@ -9,7 +9,8 @@ from sttts_jax.cli.main import run
 from sttts_jax.compiler_flags import FLAGS, GPU, TPU, compiler_library, known_flags, set_compiler_flags
 from tests.aot import run_for_tpu
 
-V6E = "--xla_tpu_scoped_vmem_limit_kib=65536 --xla_enable_async_all_gather=true"
+WHOLE = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+V6E = f"--xla_tpu_scoped_vmem_limit_kib=65536 {WHOLE} --xla_enable_async_all_gather=true"
 COMPILE = """
 import os
 import sys
@@ -33,7 +34,7 @@ print(os.environ["LIBTPU_INIT_ARGS"])
         ("", V6E),
         ("--xla_tpu_enable_async_all_to_all=true", f"--xla_tpu_enable_async_all_to_all=true {V6E}"),
         (V6E.replace("65536", "98304"), V6E.replace("65536", "98304")),
-        ("--noxla_enable_async_all_gather", f"--noxla_enable_async_all_gather {V6E.split()[0]}"),
+        ("--noxla_enable_async_all_gather", f"--noxla_enable_async_all_gather {V6E.rpartition(' ')[0]}"),
         (V6E, V6E),
     ],
 )
