@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sttts_jax.ops.attention.tpu_blocks import LANES
 from sttts_jax.ops.token_moves import channels_to_tokens, tokens_to_channels
 from sttts_jax.pruning.select import Kept
 
@@ -14,7 +15,12 @@ def take_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
 
     The gradient is take_rows(g, inverse, index): a gather, where plain autodiff would scatter-add.
     """
-    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+    if x.ndim > 2:
+        return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+    # A batch of vectors is gathered as one list of them. Where those of a row begin inside of a tile of a TPU, taking
+    # the list apart keeps its compiler busy for minutes; so whole tiles, and the rest is cut off.
+    whole = jnp.pad(index, (0, -len(index) % LANES), constant_values=len(x))
+    return jnp.take(x, whole, axis=0, mode="fill", fill_value=0)[: len(index)]
 
 
 def _take_rows_fwd(x, index, inverse):

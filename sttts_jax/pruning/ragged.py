@@ -7,10 +7,8 @@ from flax import struct
 
 from sttts_jax.ops.attention.frames import StreamPlan, attend_stream, plan_stream
 from sttts_jax.ops.attention.kernels import STREAM_KERNELS
-from sttts_jax.ops.attention.round_up import round_up
-from sttts_jax.ops.attention.tpu_blocks import LANES
-from sttts_jax.ops.token_moves import channels_to_tokens, heads_to_tokens, tokens_to_channels, tokens_to_heads
-from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, take_batch
+from sttts_jax.ops.token_moves import heads_to_tokens, tokens_to_heads
+from sttts_jax.pruning.pack import check_filled, check_patches, check_survivors, take_tokens
 from sttts_jax.pruning.select import Kept
 
 
@@ -27,13 +25,9 @@ class RaggedLayout:
     def pack(self, x: jax.Array) -> jax.Array:
         """[B, F, C, W, D] -> [B, K * W, D]."""
         check_patches(x, self.kept.mask.shape)
-        # Patch by patch, a multiple of the tiles of a TPU of them: cells of W patches that become a flat stream, and
-        # rows that begin inside of a tile, take its compiler minutes, and a copy.
-        tokens, window = self.kept.ids.shape[1] * x.shape[3], x.shape[3]
-        ids = _of_patches(self.kept.ids, window, round_up(tokens, LANES))
-        inverse = _of_patches(self.kept.inverse, window, self.kept.inverse.shape[1] * window)
-        flat = tokens_to_channels(x.reshape(x.shape[0], -1, x.shape[-1]))
-        return channels_to_tokens(take_batch(flat, ids, inverse)[:, :tokens])
+        # Patch by patch: cells of W patches that become a flat stream take a TPU's compiler minutes, and a copy.
+        ids, inverse = (_of_patches(cells, x.shape[3]) for cells in (self.kept.ids, self.kept.inverse))
+        return take_tokens(x.reshape(x.shape[0], -1, x.shape[-1]), ids, inverse)
 
     def attend(self, qkv: jax.Array) -> jax.Array:
         """[B, K * W, 3, H, d] -> [B, K * W, H, d], in place: the plan knows where frames begin and end."""
@@ -44,10 +38,9 @@ class RaggedLayout:
         return tokens.reshape(*self.kept.ids.shape, -1, tokens.shape[-1])
 
 
-def _of_patches(cells: jax.Array, window: int, size: int) -> jax.Array:
-    """Places of cells, int32 [B, n] -> those of their patches [B, size], n * W of them, then any; a place beyond the
-    end stays beyond it."""
-    patch = jnp.arange(size, dtype=jnp.int32)  # [size]
+def _of_patches(cells: jax.Array, window: int) -> jax.Array:
+    """Places of cells, int32 [B, n] -> those of their patches [B, n * W]; a place beyond the end stays beyond it."""
+    patch = jnp.arange(cells.shape[1] * window, dtype=jnp.int32)  # [n * W]
     return jnp.take(cells, patch // window, axis=1, mode="clip") * window + patch % window
 
 
