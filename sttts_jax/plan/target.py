@@ -13,6 +13,7 @@ from sttts_jax.compiler_flags import set_compiler_flags
 from sttts_jax.topology import Slices, by_accelerator, by_topology, find_compiler, tpu_devices
 
 GIB = 2**30
+_OWN_SLICE = ("TPU_", "MEGASCALE_")  # variables that say which slice a TPU machine is part of
 PLATFORMS = {"tpu": "cpu", "cpu": "cpu", "gpu": "cuda"}  # what JAX runs on while it compiles for the first
 
 
@@ -47,6 +48,8 @@ class Target:
         """What the process that compiles starts with. Raises ValueError where the compiler is not installed."""
         environment["JAX_PLATFORMS"] = PLATFORMS[self.platform]
         if self.slices:
+            for name in [name for name in environment if name.startswith(_OWN_SLICE) and name != "TPU_LIBRARY_PATH"]:
+                del environment[name]
             find_compiler(self.slices.accelerator, environment)
             set_compiler_flags(self.slices.family, environment)
 

@@ -120,3 +120,11 @@ def test_targets() -> None:
     assert Target.from_json(json.loads(json.dumps(make_target(topology="v6e:4x4").as_json()))) == make_target(
         topology="v6e:4x4"
     )
+
+
+def test_a_tpu_machine_plans_for_other_slices_than_its_own() -> None:
+    pytest.importorskip("libtpu")
+    environment = {"TPU_ACCELERATOR_TYPE": "v6e-8", "MEGASCALE_NUM_SLICES": "2", "LIBTPU_INIT_ARGS": "--mine"}
+    make_target(accelerator="v5p-16").set_environment(environment)
+    assert environment["TPU_ACCELERATOR_TYPE"] == "v5p-16" and environment["JAX_PLATFORMS"] == "cpu"
+    assert "MEGASCALE_NUM_SLICES" not in environment and environment["LIBTPU_INIT_ARGS"] == "--mine"
