@@ -117,7 +117,8 @@ class DataLayout:
     Example: 2 processes of 4 devices, mesh data=2 tensor=4: shard_count 2. Mesh fsdp=1 tensor=8: shard_count 1, both
     load everything.
 
-    Attributes: `shard_index`, `shard_count`: give these to the data pipeline; `row_shards`: data x fsdp.
+    Attributes: `shard_index`, `shard_count`: of the groups of processes that load the same rows; `row_shards`: data x
+    fsdp.
     Raises ValueError when processes share some but not all of their row shards.
     """
 
@@ -138,6 +139,7 @@ class DataLayout:
             )
         self.shard_count = len(groups)
         self.shard_index = groups.index(owned[process_index])
+        self._own = owned[process_index]
 
     def rows_per_process(self, global_rows: int) -> int:
         """Rows of one global batch that this process loads. Raises ValueError unless all devices get equally many."""
@@ -153,12 +155,17 @@ class DataLayout:
         """The least number of rows from `rows` on that all devices get equally many of."""
         return -(-rows // self.row_shards) * self.row_shards
 
+    def rows(self, global_rows: int) -> list[int]:
+        """Numbers of the rows of a global batch that this process loads, ascending. Raises as `rows_per_process`."""
+        size = self.rows_per_process(global_rows) // len(self._own)
+        return [shard * size + row for shard in self._own for row in range(size)]
+
     def sharding(self) -> NamedSharding:
         """How a batch array [B, ...] lies on the mesh: rows over data x fsdp, the other axes whole."""
         return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
 
     def describe(self) -> dict[str, int]:
-        """Plain numbers for the checkpoint: an iterator's state only means something under the same layout."""
+        """Plain numbers for the checkpoint, to tell who wrote it."""
         return {
             "shard_count": self.shard_count,
             "row_shards": self.row_shards,

@@ -149,6 +149,7 @@ def test_tensor_axis_over_hosts_shares_rows() -> None:
     layouts = [DataLayout(mesh, process) for process in range(4)]
     assert [(layout.shard_index, layout.shard_count) for layout in layouts] == [(0, 2), (0, 2), (1, 2), (1, 2)]
     assert {layout.rows_per_process(6) for layout in layouts} == {3}
+    assert [layout.rows(6) for layout in layouts] == [[0, 1, 2]] * 2 + [[3, 4, 5]] * 2
 
 
 def test_everything_shared() -> None:
@@ -162,6 +163,7 @@ def test_interleaved_processes_own_disjoint_rows() -> None:
     devices = np.array([FakeDevice(i, i % 2) for i in range(4)], dtype=object).reshape(4, 1, 1, 1)
     layouts = [DataLayout(Mesh(devices, AXES), process) for process in range(2)]
     assert [(layout.shard_index, layout.shard_count) for layout in layouts] == [(0, 2), (1, 2)]
+    assert [layout.rows(8) for layout in layouts] == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
 def test_partly_shared_rows_are_refused() -> None:

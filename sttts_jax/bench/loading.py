@@ -6,16 +6,14 @@ is timed whole, with so many decoding threads each time. All take turns, so that
 
 import dataclasses
 import json
-import math
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 from rich.table import Table
 
@@ -23,11 +21,10 @@ from sttts_jax.bench.record import place, show, versions
 from sttts_jax.bench.timing import quartiles
 from sttts_jax.data.config import DEFAULT_DATA_DIR, DataConfig, data_config
 from sttts_jax.data.image import resize
-from sttts_jax.data.mixture import mix
 from sttts_jax.data.packing import Item, batch_packed, pack
 from sttts_jax.data.pipeline import train_batches
 from sttts_jax.data.prompt import build_example, target_text, user_text
-from sttts_jax.data.reader import Reader, read_video
+from sttts_jax.data.reader import read_video
 from sttts_jax.data.record import RecordError
 from sttts_jax.data.sources.registry import Records, open_source
 from sttts_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -269,8 +266,7 @@ def _stage_seconds(plan: LoadingPlan, source: Records, tokenizer: Tokenizer, num
             last = error
     if not items:
         raise ValueError(f"none of {plan.records} records can be used; the last one: {last}")
-    packed = pack(grain.MapDataset.source(items).to_iter_dataset(_inline()), plan.config.row_shape, 1, 0)
-    rows = _timed(spent, "pack", lambda: list(packed))
+    rows = _timed(spent, "pack", lambda: list(pack(items, plan.config.row_shape, plan.config.packing_rows)))
     step = plan.config.rows
     _timed(spent, "batch", lambda: [batch_packed(rows[at : at + step]) for at in range(0, len(rows), step)])
     return [spent[name] / len(rows) for name in STAGES]
@@ -300,38 +296,16 @@ def _timed(spent: dict[str, float], stage: str, work: Callable[[], Any]) -> Any:
 
 
 def _pipeline_seconds(plan: LoadingPlan, tokenizer: Tokenizer, workers: int) -> tuple[float, float, float]:
-    """(seconds, frames, bytes) of a row, in whole bursts; the one that starts the pipeline is not counted.
-
-    Packing gives its open rows away all at once: after the first batch of such a burst the others cost nothing.
+    """(seconds, frames, bytes) of a row; the batch that starts the pipeline is not counted. Without workers the caller
+    does everything, when it is needed.
     """
-    config = plan.config
-    burst = math.lcm(config.packing_rows, config.rows) // config.rows
-    count = burst * -(-plan.batches // burst)
-    rows = config.rows * count
-    with closing(_batches(config, tokenizer, workers)) as batches:
-        for _ in range(burst):
-            next(batches)
+    rows = plan.config.rows * plan.batches
+    config = dataclasses.replace(plan.config, cache=False)
+    with closing(train_batches(config, tokenizer, threads=workers)) as batches:
+        next(batches)
         before = time.perf_counter()
-        taken = [next(batches) for _ in range(count)]
+        taken = [next(batches) for _ in range(plan.batches)]
         seconds = time.perf_counter() - before
     frames = sum(int((batch["frame_item"] >= 0).sum()) for batch in taken)
     size = sum(value.nbytes for batch in taken for value in batch.values())
     return seconds / rows, frames / rows, size / rows
-
-
-def _batches(config: DataConfig, tokenizer: Tokenizer, workers: int) -> Generator[dict[str, np.ndarray], None, None]:
-    """The training pipeline with so many threads; with 0 the same stages without a thread or a buffer."""
-    if workers:
-        yield from train_batches(dataclasses.replace(config, threads=workers), tokenizer)
-        return
-    sources = [open_source(source) for source in config.sources]
-    reader = Reader(dataclasses.replace(config, cache=False), sources, tokenizer)
-    draws = mix([len(s) for s in sources], config.sources, config.seed)
-    items = draws.map(reader).to_iter_dataset(_inline())
-    rows = pack(items, config.row_shape, config.packing_rows, config.seed)
-    for batch in rows.batch(config.rows, drop_remainder=True, batch_fn=batch_packed):
-        yield batch.arrays
-
-
-def _inline() -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

@@ -1,5 +1,9 @@
-"""The data position of a run as an Orbax checkpointable: one small JSON file a process."""
+"""The data position of a run as an Orbax checkpointable: one small JSON file a process, of its own rows.
 
+Whoever loads it reads the files of all, so that any number of processes can go on.
+"""
+
+import functools
 import json
 from collections.abc import Awaitable
 from typing import Any, Protocol
@@ -36,9 +40,16 @@ class DataState:
         """Sets the iterator to the saved position."""
 
         async def read() -> None:
-            self._iterator.set_state(json.loads((directory / _file()).read_text()))
+            files = sorted(directory.glob("*.json"))
+            self._iterator.set_state(functools.reduce(merged, [json.loads(file.read_text()) for file in files]))
 
         return read()
+
+
+def merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """The keys of both; what both have is the same, or is merged likewise."""
+    both = {key: merged(one[key], two[key]) for key in one.keys() & two.keys() if isinstance(one[key], dict)}
+    return one | two | both
 
 
 def _file() -> str:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sttts_jax.ckpt import files
-from sttts_jax.ckpt.meta import check_config, check_layout
+from sttts_jax.ckpt.meta import check_config
 from sttts_jax.ckpt.restore import DATA, META, OPT, PARAMS, TreeMismatch, load_step, read_step_meta, saving_context
 from sttts_jax.ckpt.verify import first_line, problem_everywhere
 from sttts_jax.ckpt.whole import none_is_whole, say_used
@@ -79,7 +79,7 @@ class Manager:
     """All processes make the same calls in the same order, from the main thread.
 
     manager = Manager(workdir.checkpoints, config)
-    found = manager.restore_latest(abstract_params, abstract_opt, iterator, config=config, layout=layout.describe())
+    found = manager.restore_latest(abstract_params, abstract_opt, iterator, config=config)
     for step in ...:
         manager.raise_if_failed()                         # a failed save ends the run here, not hours later
         if manager.should_save(step):
@@ -222,21 +222,19 @@ class Manager:
             )
         return self._writer
 
-    def restore_latest(
-        self, params: Any, opt: Any, data: Any, *, config: Mapping[str, Any], layout: Mapping[str, int]
-    ) -> Restored | None:
+    def restore_latest(self, params: Any, opt: Any, data: Any, *, config: Mapping[str, Any]) -> Restored | None:
         """The newest step that can be read, None when nothing was ever saved.
 
         params, opt: abstract trees with the shardings of this run's mesh (`sharding.abstract_state`). data: the
         iterator. A step with missing, changed or unreadable files is named in a warning and moved to DIR/broken; the
         one before is tried.
 
-        Raises ConfigMismatch (another config), FormatMismatch, TreeMismatch (another model), ValueError (another data
-        layout): none of them is a reason to go back a step. CheckpointError when steps exist but none can be read.
+        Raises ConfigMismatch (another config), FormatMismatch, TreeMismatch (another model), ValueError (a position in
+        other data): none of them is a reason to go back a step. CheckpointError when steps exist but none can be read.
         """
         broken = dict[int, str]()
         for step in reversed(self.steps):
-            found, problem = self._try(step, params, opt, data, config, layout)
+            found, problem = self._try(step, params, opt, data, config)
             everyone = everywhere(found is not None)
             if found is not None and everyone:
                 say_used(files.step_directory(self.directory, step), broken)
@@ -248,7 +246,7 @@ class Manager:
         return None
 
     def _try(
-        self, step: int, params: Any, opt: Any, data: Any, config: Mapping[str, Any], layout: Mapping[str, int]
+        self, step: int, params: Any, opt: Any, data: Any, config: Mapping[str, Any]
     ) -> tuple[Restored | None, str]:
         """(what was read, '') or (None, why not)."""
         path = files.step_directory(self.directory, step)
@@ -259,7 +257,6 @@ class Manager:
             return None, problem
         meta = read_step_meta(path)
         check_config(meta, config)
-        check_layout(meta, layout)
         try:
             loaded = load_step(path, params, opt, data)
         except TreeMismatch:

@@ -128,14 +128,3 @@ def check_config(meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
 
 def _show(value: Any, absent: object) -> str:
     return "-" if value is absent else json.dumps(value)
-
-
-def check_layout(meta: Mapping[str, Any], layout: Mapping[str, int]) -> None:
-    """Raises ValueError when the data iterator was saved under another split of rows over processes."""
-    saved = meta.get("data_layout", {})
-    if saved.get("shard_count") != layout["shard_count"] or saved.get("processes") != layout["processes"]:
-        raise ValueError(
-            f"the checkpoint's data iterator belongs to {saved.get('processes')} processes with "
-            f"{saved.get('shard_count')} data shards, this run has {layout['processes']} and {layout['shard_count']}; "
-            "use as many processes and the same data x fsdp split over them, or start a new run from these parameters"
-        )

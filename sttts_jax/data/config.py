@@ -51,7 +51,8 @@ class DataConfig:
     cache            keep decoded frames in memory: for small sets seen many times
     threads          of decoding
     prefetch         batches made ahead
-    packing_rows     rows packed side by side: more fill better and hold more frames in memory
+    packing_rows     examples from which each row of the batch is filled: more fill better and hold more frames in
+                     memory, those of so many examples for every row of a process
 
     What follows from the model and the pruning, and is no key of a config file: `image_size` and `grid` (patches of a
     frame, which only images need), `cells` (C, LLM tokens of a frame before pruning), `fraction` (k, a decimal in
@@ -81,7 +82,7 @@ class DataConfig:
     cache: bool = False
     threads: int = 2
     prefetch: int = 2
-    packing_rows: int = 8
+    packing_rows: int = 4
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", _sources(self.sources))

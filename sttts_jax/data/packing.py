@@ -1,22 +1,20 @@
 """Examples into rows by their PRUNED length.
 
-First fit over `packing_rows` open rows. Grain packs features by the length of their first axis, so each constraint
-becomes a feature of that many zero-byte elements, and the example itself rides along as a meta feature. A row holds
+A row is filled from the examples that wait for it: best fit among `packing_rows` of them. It holds
 
     frames  <= F      kept cells <= K      tokens after pruning <= S      tokens before <= U      examples <= V
 
 and, where rows have room for images, crops and windows. An image's crops count as frames.
 
-Grain's own iterator state (where its parent stood, how many rows it gave since) makes resuming exact.
+Grain's packing fills many rows at once and gives them away together; here every row of the batch is filled by itself
+(`data.row_streams`), one after the other, so that as few examples as possible wait in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import grain
 import numpy as np
-from grain.experimental import FirstFitPackIterDataset
 
 from sttts_jax.data.record import RecordError
 from sttts_jax.data.schema import EXAMPLE_STRIDE, Example, RowShape, empty_rows, kept_cells
@@ -74,22 +72,49 @@ def capacities(shape: RowShape) -> dict[str, int]:
     return room | {"crops": shape.crops, "windows": shape.windows} if shape.windows else room
 
 
-def pack(items: grain.IterDataset, shape: RowShape, packing_rows: int, seed: int) -> grain.IterDataset:
-    """IterDataset of Item -> IterDataset of Packed rows (the batch contract without the leading B)."""
+class Waiting(NamedTuple):
+    """An example that may be chosen for a row: the number of its draw, itself, and what it takes."""
 
-    def measured(item: Item) -> dict[str, Any]:
-        return {name: np.zeros((n, 0), np.uint8) for name, n in lengths(item.example, shape).items()} | {"item": item}
+    draw: int
+    item: Item
+    taken: dict[str, int]
 
-    packed = FirstFitPackIterDataset(
-        items.map(measured),
-        length_struct=capacities(shape),
-        num_packing_bins=packing_rows,
-        seed=seed,
-        shuffle_bins=True,  # first fit fills the first rows best
-        meta_features=("item",),
-        max_sequences_per_bin=shape.items,
-    )
-    return packed.map(lambda row: Packed(fill_row(row["item"], shape), tuple(item.name for item in row["item"])))
+
+def take_row(waiting: list[Waiting], draw: Callable[[], Waiting | None], shape: RowShape, choice: int) -> list[Waiting]:
+    """The examples of the next row, taken out of `waiting`, which `draw` fills up to `choice` before each is chosen.
+
+    The row begins with the one that waits longest, so that none waits for ever; then of those that fit comes the one
+    with the most tokens, until none fits. draw: the next example, None at the end; then the row may be empty.
+    """
+    room, row = capacities(shape), list[Waiting]()
+    while len(row) < shape.items:
+        while len(waiting) < choice and (found := draw()) is not None:
+            waiting.append(found)
+        fitting = [one for one in waiting if all(one.taken[name] <= room[name] for name in room)]
+        if not fitting:
+            break
+        chosen = max(fitting, key=lambda one: one.taken["alive"]) if row else fitting[0]
+        waiting.remove(chosen)
+        row.append(chosen)
+        room = {name: left - chosen.taken[name] for name, left in room.items()}
+    return row
+
+
+def packed_row(items: Sequence[Item], shape: RowShape) -> Packed:
+    """The batch contract without the leading B."""
+    return Packed(fill_row(items, shape), tuple(item.name for item in items))
+
+
+def pack(items: Iterable[Item], shape: RowShape, choice: int) -> Iterator[Packed]:
+    """Rows of all items."""
+    numbered, waiting = enumerate(items), list[Waiting]()
+
+    def draw() -> Waiting | None:
+        number, item = next(numbered, (0, None))
+        return None if item is None else Waiting(number, item, lengths(item.example, shape))
+
+    while row := take_row(waiting, draw, shape, choice):
+        yield packed_row([one.item for one in row], shape)
 
 
 def batch_packed(rows: Sequence[Packed]) -> Packed:

@@ -5,12 +5,13 @@
     state = batches.get_state()       # a small JSON-able dict
     batches.set_state(state)          # goes on with exactly the batch that would have come next
 
-Order: shuffled sources -> mixture -> this process's share -> decode and build (threads) -> pack -> batch -> prefetch.
-The order of the batches depends on the seed, the config and the number of shares alone, not on the threads.
+Order: shuffled sources -> mixture -> dealt to the rows of the batch -> decode and build (threads) -> pack -> prefetch.
+The order of the batches depends on the seed and the config alone, neither on the threads nor on the processes: each
+makes the rows that are its own.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -19,19 +20,29 @@ from grain.experimental import ThreadPrefetchIterDataset
 
 from sttts_jax.data.config import DataConfig
 from sttts_jax.data.mixture import mix
-from sttts_jax.data.packing import batch_packed, fill_rate, pack
+from sttts_jax.data.packing import fill_rate
 from sttts_jax.data.place import check_same_data, identity
 from sttts_jax.data.reader import Reader
+from sttts_jax.data.row_streams import RowStreams
 from sttts_jax.data.sources.registry import open_source
 from sttts_jax.data.tokenizer import Tokenizer
 
-STATE_KEY = "iterator"
+ROWS = "rows"
+ORDER = 2  # of draws among rows: another number where it changes
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Endless batches of `rows // shard_count` rows for one process."""
+    """Endless batches of the rows of one process."""
 
-    def __init__(self, dataset: grain.IterDataset, config: DataConfig, reader: Reader, identity: dict[str, Any]):
+    def __init__(
+        self,
+        rows: Sequence[int],
+        dataset: grain.IterDataset,
+        config: DataConfig,
+        reader: Reader,
+        identity: dict[str, Any],
+    ):
+        self._rows = rows
         self._held = [iter(dataset)]
         weakref.finalize(self, _release, self._held)
         self._shape = config.row_shape
@@ -49,13 +60,20 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` needs: plain numbers, lists and dicts."""
-        return {**self._identity, STATE_KEY: self._held[0].get_state()}
+        """What `set_state` needs: plain numbers, lists and dicts. Those of several processes are merged by key."""
+        return {**self._identity, ROWS: self._held[0].get_state()}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for a state of another number of shares or another mixture: it would not continue the
-        same stream.
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from the position of its rows, whoever made them before.
+
+        Raises ValueError for a state of another mixture, or of an earlier version: it would not continue the same
+        stream.
         """
+        if ROWS not in state:
+            raise ValueError(
+                "the saved data position is of an earlier version, whose order of data depended on the number of "
+                "processes; start a new run from its parameters, with init_from"
+            )
         check_same_data(state["sources"], self._identity["sources"])
         for key, mine in self._identity.items():
             if key != "sources" and state.get(key) != mine:
@@ -63,7 +81,17 @@ class Batches(Iterator[dict[str, np.ndarray]]):
                     f"the saved data position has {key}={state.get(key)!r} and this run {mine!r}; "
                     "run with the saved one, or start the data anew in another workdir"
                 )
-        self._held[0].set_state(state[STATE_KEY])
+        lacking = [number for number in map(str, self._rows) if number not in state[ROWS]]
+        if lacking:
+            raise ValueError(
+                f"the saved data position lacks row {lacking[0]} of {len(self._rows)}; its files are not those of one "
+                "step: go on from another one"
+            )
+        self._held[0].set_state(state[ROWS])
+
+    def close(self) -> None:
+        """Stops the threads; there are no further batches."""
+        self._held[0].close()
 
     def stats(self) -> dict[str, float]:
         """Since the start of this object: mean fill of frames, cells and tokens, records seen and bad, and their
@@ -83,37 +111,29 @@ def train_batches(
     config: DataConfig,
     tokenizer: Tokenizer,
     *,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    rows: Sequence[int] | None = None,
     part: int = 0,
     parts: int = 1,
+    threads: int | None = None,
 ) -> Batches:
-    """Batches of this process's rows: share `shard_index` of `shard_count` equal shares of `config.rows`.
+    """Batches of some rows of the global batch, by number, ascending; None: all `config.rows`.
 
-    Shares draw different records: every shard_count-th of the mixture. So do the `parts` streams of a run that has
-    several. Raises ValueError for settings that cannot work.
+    A run that has several streams (`parts`) shares the mixture out among them, so that none repeats another. threads:
+    None: as the config says; 0: without a thread or a buffer. Raises ValueError for settings that cannot work.
     """
     config.check()
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index={shard_index} must be from 0 to below shard_count={shard_count}")
+    numbers = range(config.rows) if rows is None else rows
+    if not numbers or list(numbers) != sorted(set(numbers)) or not 0 <= min(numbers) <= max(numbers) < config.rows:
+        raise ValueError(f"rows={rows} must be different numbers from 0 to below data.rows={config.rows}, ascending")
     if not 0 <= part < parts:
         raise ValueError(f"part={part} must be from 0 to below parts={parts}")
-    if config.rows % shard_count:
-        raise ValueError(
-            f"data.rows={config.rows} cannot be divided among {shard_count} loading processes; give a multiple of it"
-        )
+    threads = config.threads if threads is None else threads
     sources = [open_source(source) for source in config.sources]
-    shape = config.row_shape
     reader = Reader(config, sources, tokenizer)
-    lengths = [len(source) for source in sources]
-    draws = mix(lengths, config.sources, config.seed)[shard_index * parts + part :: shard_count * parts]
-    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=max(4 * config.threads, 8))
-    items = draws.map(reader).to_iter_dataset(options)
-    rows = pack(items, shape, config.packing_rows, config.seed)
-    batches = rows.batch(config.rows // shard_count, drop_remainder=True, batch_fn=batch_packed)
+    draws = mix([len(source) for source in sources], config.sources, config.seed)[part::parts].map(reader)
+    made = RowStreams(numbers, config.rows, config.row_shape, config.packing_rows, draws.__getitem__, threads)
     own = {
-        "shard_index": shard_index,
-        "shard_count": shard_count,
+        "order": ORDER,
         "seed": config.seed,
         **({"part": part, "parts": parts} if parts > 1 else {}),
         "sources": [
@@ -121,4 +141,5 @@ def train_batches(
             for source, records in zip(config.sources, sources, strict=True)
         ],
     }
-    return Batches(ThreadPrefetchIterDataset(batches, prefetch_buffer_size=config.prefetch), config, reader, own)
+    ahead = config.prefetch if threads else 0
+    return Batches(numbers, ThreadPrefetchIterDataset(made, prefetch_buffer_size=ahead), config, reader, own)

@@ -86,8 +86,10 @@ class Buckets:
 
 def open_streams(parts: Sequence[DataConfig], tokenizer: Tokenizer, layout: DataLayout) -> list[Batches]:
     """One stream of batches a bucket; they share the mixture out among themselves, so that none repeats another."""
-    share = {"shard_index": layout.shard_index, "shard_count": layout.shard_count, "parts": len(parts)}
-    return [train_batches(part, tokenizer, **share, part=number) for number, part in enumerate(parts)]
+    return [
+        train_batches(part, tokenizer, rows=layout.rows(part.rows), part=number, parts=len(parts))
+        for number, part in enumerate(parts)
+    ]
 
 
 def make_buckets(parts: Sequence[RunConfig], plan: Blueprint, streams: Sequence[Batches]) -> Buckets:

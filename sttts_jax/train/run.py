@@ -83,9 +83,7 @@ def first_state(run: Run) -> Start:
 
 def _resumed(run: Run) -> Start | None:
     abstract = run.plan.abstract
-    found = run.manager.restore_latest(
-        abstract.params, abstract.opt, DataState(run.buckets), config=run.raw_config, layout=run.layout.describe()
-    )
+    found = run.manager.restore_latest(abstract.params, abstract.opt, DataState(run.buckets), config=run.raw_config)
     if found is None:
         return None
     counters = found.meta["counters"]

@@ -88,7 +88,7 @@ def run(directory: Path, last: int = 6, **config: Any) -> tuple[tuple[Any, Any],
 def restore(directory: Path, mesh: Any = None, config: Any = CONFIG, iterator: Any = None) -> Any:
     manager = Manager(directory, CheckpointConfig(every=2))
     found = manager.restore_latest(
-        abstract(params(), mesh), abstract(TX.init(params()), mesh), iterator or batches(), config=config, layout=LAYOUT
+        abstract(params(), mesh), abstract(TX.init(params()), mesh), iterator or batches(), config=config
     )
     manager.close()
     return found
@@ -103,9 +103,7 @@ def test_resume_equals_an_unbroken_run(tmp_path: Path) -> None:
     whole, seen = run(tmp_path / "whole", last=10)
     run(tmp_path / "cut", last=5)
     manager, iterator = Manager(tmp_path / "cut", CheckpointConfig(every=2)), batches()
-    found = manager.restore_latest(
-        abstract(params()), abstract(TX.init(params())), iterator, config=CONFIG, layout=LAYOUT
-    )
+    found = manager.restore_latest(abstract(params()), abstract(TX.init(params())), iterator, config=CONFIG)
     assert found.step == 4 and found.meta["counters"] == {"skipped": 0}
     state, rest = train(manager, (found.params, found.opt), iterator, 5, 10)
     manager.close()
@@ -241,9 +239,7 @@ def test_after_a_fallback_the_broken_step_is_saved_again(tmp_path: Path) -> None
     run(tmp_path / "run", last=4)
     (tmp_path / "run" / "4" / "meta" / "data.json").write_text("{")
     manager, iterator = Manager(tmp_path / "run", CheckpointConfig(every=2)), batches()
-    found = manager.restore_latest(
-        abstract(params()), abstract(TX.init(params())), iterator, config=CONFIG, layout=LAYOUT
-    )
+    found = manager.restore_latest(abstract(params()), abstract(TX.init(params())), iterator, config=CONFIG)
     state, _ = train(manager, (found.params, found.opt), iterator, found.step + 1, 6)
     manager.close()
     assert_equal(state, whole)
@@ -299,7 +295,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
     assert any("tmp" in path.name for path in tmp_path.iterdir())
     manager = Manager(tmp_path, CheckpointConfig())
     tree = {"w": jax.ShapeDtypeStruct((4,), jnp.float32)}, {"m": jax.ShapeDtypeStruct((4,), jnp.float32)}
-    assert manager.restore_latest(*tree, None, config={}, layout=LAYOUT).step == 2
+    assert manager.restore_latest(*tree, None, config={}).step == 2
     assert manager.save(4, {"w": jnp.ones(4)}, {"m": jnp.ones(4)}, None, meta(4))
     manager.close()
     assert files.list_steps(tmp_path) == [2, 4]
@@ -360,20 +356,12 @@ def test_data_may_move_and_be_loaded_in_another_way() -> None:
             check_config(saved, {"data": {"sources": moved, "bad_share": 0.1, "threads": 2, "rows": 8, name: value}})
 
 
-def test_another_data_layout_refuses(tmp_path: Path) -> None:
-    run(tmp_path, last=2)
-    manager = Manager(tmp_path, CheckpointConfig())
-    with pytest.raises(ValueError, match="belongs to 1 processes with 1 data shards, this run has 2 and 2"):
-        layout = {"shard_count": 2, "row_shards": 2, "processes": 2}
-        manager.restore_latest(params(), TX.init(params()), batches(), config=CONFIG, layout=layout)
-
-
 def test_another_model_refuses_and_moves_nothing(tmp_path: Path) -> None:
     run(tmp_path, last=2)
     manager = Manager(tmp_path, CheckpointConfig())
     other = abstract(params()) | {"w": jax.ShapeDtypeStruct((8, 5), jnp.float32)}
     with pytest.raises(TreeMismatch, match=r"w +float32\[8, 5\] +float32\[8, 4\]"):
-        manager.restore_latest(other, abstract(TX.init(params())), batches(), config=CONFIG, layout=LAYOUT)
+        manager.restore_latest(other, abstract(TX.init(params())), batches(), config=CONFIG)
     assert files.list_steps(tmp_path) == [2]
 
 

@@ -74,7 +74,7 @@ def _resume(directory: Path) -> Any:
     position = _Position()
     with contextlib.closing(Manager(directory, CheckpointConfig(every=1))) as resumed:
         found = resumed.restore_latest(
-            _abstract(_tree(0)), _abstract({"m": _tree(0)}), DataState(position), config={"steps": 9}, layout=LAYOUT
+            _abstract(_tree(0)), _abstract({"m": _tree(0)}), DataState(position), config={"steps": 9}
         )
     assert found is not None and position.number == found.step == found.meta["step"]
     _assert_step(found.params, found.opt, found.step)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,9 +24,8 @@ def _item(tokenizer: Tokenizer, frames: int, words: int, tag: int = 0) -> Item:
     return Item(example, np.full((frames, *SHAPE.size, 3), tag % 256, np.uint8))
 
 
-def _rows(items: Iterable[Item], packing_rows: int = 4) -> list[dict[str, np.ndarray]]:
-    source = grain.MapDataset.source(list(items)).to_iter_dataset(grain.ReadOptions(num_threads=0))
-    return [row.arrays for row in pack(source, SHAPE, packing_rows, seed=0)]
+def _rows(items: Iterable[Item], choice: int = 4) -> list[dict[str, np.ndarray]]:
+    return [row.arrays for row in pack(items, SHAPE, choice)]
 
 
 def test_one_row_by_hand(tokenizer: Tokenizer) -> None:
@@ -48,10 +46,10 @@ def test_one_row_by_hand(tokenizer: Tokenizer) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 15)), min_size=1, max_size=25), st.integers(1, 5))
 def test_nothing_is_lost_and_every_promise_holds(
-    tokenizer: Tokenizer, sizes: list[tuple[int, int]], packing_rows: int
+    tokenizer: Tokenizer, sizes: list[tuple[int, int]], choice: int
 ) -> None:
     items = [_item(tokenizer, f, w, tag) for tag, (f, w) in enumerate(sizes)]
-    rows = _rows(items, packing_rows)
+    rows = _rows(items, choice)
     batch = stack(rows)
     check_batch(batch, SHAPE)
     found = [
@@ -64,6 +62,19 @@ def test_nothing_is_lost_and_every_promise_holds(
         dropped = 9 * (row["frame_item"] >= 0).sum() - kept
         assert kept <= SHAPE.kept and (row["example"] >= 0).sum() - dropped <= SHAPE.length
     assert all(0 < share <= 1 for name, share in fill_rate(batch, SHAPE).items() if name == "tokens")
+
+
+def test_a_row_takes_the_oldest_and_then_what_fits_best(tokenizer: Tokenizer) -> None:
+    """None waits for ever, and nothing that fits is left out for one that comes later."""
+    frames = [8, 9, 3, 4, 2, 12, 1]
+    items = [_item(tokenizer, count, 1, tag) for tag, count in enumerate(frames)]
+
+    def rows(choice: int) -> list[list[int]]:
+        made = _rows(items, choice)
+        return [[int((row["frame_item"] == v).sum()) for v in range(row["frame_item"].max() + 1)] for row in made]
+
+    assert rows(1) == [[8], [9, 3], [4, 2], [12], [1]]  # in order
+    assert rows(4) == [[8, 4], [9, 3], [2, 1], [12]]
 
 
 def test_rows_fill_by_pruned_length(tokenizer: Tokenizer) -> None:
@@ -84,12 +95,11 @@ def test_rows_with_images_are_packed_by_crops_and_windows(tokenizer: Tokenizer) 
         frames = tag % 3
         example = build_example(tokenizer, np.arange(frames), [Message("Q", "B", "user_qa")], cells=9, images=[image])
         items.append(Item(example, np.full((3 + frames, 6, 6, 3), tag, np.uint8)))
-    source = grain.MapDataset.source(items).to_iter_dataset(grain.ReadOptions(num_threads=0))
-    rows = [row.arrays for row in pack(source, shape, 4, seed=0)]
+    rows = [row.arrays for row in pack(items, shape, 4)]
     check_batch(stack(rows), shape)
     assert len(rows) == 4
     assert [(row["pooling"][:, 0] >= 0).sum() for row in rows] == [48] * 4
-    assert sorted(int(row["frames"][f, 0, 0, 0]) for row in rows for f in (0,)) == [0, 2, 4, 6]
+    assert sorted(int(row["frames"][f, 0, 0, 0]) for row in rows for f in (0,)) == [0, 1, 3, 6]
 
 
 def test_examples_that_fit_no_row_are_refused(tokenizer: Tokenizer) -> None:

@@ -1,13 +1,16 @@
 """The whole input pipeline on made-up clips: order, resuming, sharing, bad records."""
 
+import functools
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sttts_jax.ckpt.data_state import merged
 from sttts_jax.data.config import DataConfig, Source, data_config
 from sttts_jax.data.pipeline import Batches, train_batches
 from sttts_jax.data.reader import TooManyBadRecords
@@ -36,6 +39,11 @@ def _same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
 
 def _take(batches: Batches, count: int) -> list[dict[str, np.ndarray]]:
     return [next(batches) for _ in range(count)]
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The batch whose rows several processes made."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _videos(batches: list[dict[str, np.ndarray]]) -> list[bytes]:
@@ -81,26 +89,67 @@ def test_a_state_of_another_run_is_refused(config: DataConfig, tokenizer: Tokeni
     for other in (replace(config, seed=5), replace(config, sources=(replace(config.sources[0], split="test"),))):
         with pytest.raises(ValueError, match="the saved data position has"):
             train_batches(other, tokenizer).set_state(state)
-    with pytest.raises(ValueError, match="shard_count=1 and this run 2"):
-        train_batches(config, tokenizer, shard_count=2).set_state(state)
+    own = train_batches(config, tokenizer, rows=[1])
+    with pytest.raises(ValueError, match="lacks row 1 of 1; its files are not those of one step"):
+        own.set_state({**state, "rows": {"0": state["rows"]["0"]}})
+    with pytest.raises(ValueError, match="of an earlier version, whose order of data depended on the number of proc"):
+        own.set_state({"shard_index": 0, "iterator": {}, "sources": state["sources"]})
 
 
 def test_an_epoch_holds_every_clip_once(config: DataConfig, tokenizer: Tokenizer) -> None:
-    """24 clips in rows of two, six rows side by side: two epochs are exactly 24 rows, each epoch the first 12."""
-    lone = replace(config, items_per_row=2, frames_per_row=16, packing_rows=12, rows=12)
+    """24 clips in rows of two, twelve rows: a batch is an epoch."""
+    lone = replace(config, items_per_row=2, frames_per_row=16, packing_rows=1, rows=12)
     first, second = (_videos(b) for b in np.array_split(_take(train_batches(lone, tokenizer), 2), 2))
     assert len(first) == len(set(first)) == 24 and set(first) == set(second)
     assert first != second  # another order
 
 
-def test_shares_are_disjoint_and_together_whole(config: DataConfig, tokenizer: Tokenizer) -> None:
-    lone = replace(config, items_per_row=2, frames_per_row=16, packing_rows=6, rows=12)
-    shares = [_videos(_take(train_batches(lone, tokenizer, shard_index=i, shard_count=2), 1)) for i in (0, 1)]
-    assert [len(s) for s in shares] == [12, 12] and len(set(shares[0]) | set(shares[1])) == 24
-    with pytest.raises(ValueError, match="rows=12 cannot be divided among 5"):
-        train_batches(lone, tokenizer, shard_count=5)
-    with pytest.raises(ValueError, match="shard_index=2 must be"):
-        train_batches(lone, tokenizer, shard_index=2, shard_count=2)
+def test_the_batch_is_the_same_whoever_makes_its_rows(config: DataConfig, tokenizer: Tokenizer) -> None:
+    """One process, two, or four; also rows that are no neighbours."""
+    four = replace(config, rows=4, packing_rows=2)
+    whole = _take(train_batches(four, tokenizer), 3)
+    for numbers in ([0, 1], [2, 3], [1, 3], [2]):
+        made = _take(train_batches(four, tokenizer, rows=numbers), 3)
+        for batch, part in zip(whole, made, strict=True):
+            assert all(np.array_equal(batch[name][numbers], part[name]) for name in batch)
+    for wrong in ([], [4], [-1], [1, 0], [1, 1]):
+        with pytest.raises(ValueError, match="must be different numbers from 0 to below data.rows=4"):
+            train_batches(four, tokenizer, rows=wrong)
+
+
+def test_any_number_of_processes_goes_on(config: DataConfig, tokenizer: Tokenizer) -> None:
+    """Two make two batches, one a third, four a fourth: the same rows as if nobody had changed, each record of the
+    mixture once.
+    """
+    four = replace(config, rows=4, packing_rows=3)
+    whole = _take(train_batches(four, tokenizer), 4)
+    state, made = None, list[dict[str, np.ndarray]]()
+    for processes, count in ((2, 2), (1, 1), (4, 1)):
+        size, states, parts = 4 // processes, [], []
+        for process in range(processes):
+            batches = train_batches(four, tokenizer, rows=range(process * size, (process + 1) * size))
+            if state is not None:
+                batches.set_state(state)
+            parts.append(_take(batches, count))
+            states.append(json.loads(json.dumps(batches.get_state())))
+        state = functools.reduce(merged, states)
+        made += [
+            {name: np.concatenate([one[name] for one in batch]) for name in batch[0]}
+            for batch in zip(*parts, strict=True)
+        ]
+    assert len(made) == 4 and all(_same(a, b) for a, b in zip(whole, made, strict=True))
+
+
+def test_a_resume_before_the_first_row_of_another_one_reads_again_what_waits(
+    config: DataConfig, tokenizer: Tokenizer
+) -> None:
+    batches = train_batches(config, tokenizer)
+    _take(batches, 3)
+    state = batches.get_state()
+    again = train_batches(config, tokenizer)
+    again.set_state(state)
+    assert again.get_state() == state
+    assert any(row["waiting"] for row in state["rows"].values())
 
 
 def test_messages_are_drawn_anew_each_epoch(config: DataConfig, tokenizer: Tokenizer) -> None:

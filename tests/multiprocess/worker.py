@@ -95,7 +95,7 @@ def saves_and_falls_back(process: int, directory: str) -> None:
     target = jax.ShapeDtypeStruct((len(NUMBERS),), jnp.float32, sharding=split)
     manager = Manager(directory, CheckpointConfig(every=1))
     layout = DataLayout(other)
-    found = manager.restore_latest({"w": target}, {"m": target}, None, config={"a": 1}, layout=layout.describe())
+    found = manager.restore_latest({"w": target}, {"m": target}, None, config={"a": 1})
     assert found is not None and found.step == 1 and manager.steps == [1]
     for shard in found.params["w"].addressable_shards:
         np.testing.assert_array_equal(shard.data, NUMBERS[shard.index])
