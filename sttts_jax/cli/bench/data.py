@@ -52,8 +52,8 @@ def measure(args: argparse.Namespace, command: str) -> None:
     if args.step_s is not None and not args.step_s > 0:
         raise ValueError(f"--step_s {args.step_s:g} must be more than 0")
     shared.check_files(args)
-    names = {field.name for field in dataclasses.fields(loading.LoadingSettings)} - {"workers"}
-    given = {name: value for name, value in vars(args).items() if name in names}
+    known = {field.name for field in dataclasses.fields(loading.LoadingSettings)} - {"workers"}
+    given = {name: value for name, value in vars(args).items() if name in known}
     settings = loading.LoadingSettings(**given, workers=_workers(args.workers))
     loading.run(settings, command, shared.say, args.json)
 
