@@ -136,16 +136,16 @@ def evaluate(
 
     Every process calls the same. Raises FileNotFoundError (no checkpoint) or ValueError before anything is compiled.
     """
-    distributed.init(processes or DistributedConfig())
-    if report is not None and jax.process_count() > 1:
-        raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
     sweep = evaluations.Sweep(method, pruned_fraction, max_frames, max_fps, max_crops, sampling)
-    found = evaluations.plan(workdirs, tasks, sweep, limit, data_dir, out, overwrite, mesh)
-    if report is not None:
-        runs.check_report(found, report)
-    evaluations.measure(found, batch, seed, frame_buckets, say)
-    if say is not None and jax.process_index() == 0:
-        say(table.summary(found))
+    with distributed.joined(processes or DistributedConfig()):
+        if report is not None and jax.process_count() > 1:
+            raise ValueError("a report or picture is made by one process: evaluate first, then ask for them in one")
+        found = evaluations.plan(workdirs, tasks, sweep, limit, data_dir, out, overwrite, mesh)
+        if report is not None:
+            runs.check_report(found, report)
+        evaluations.measure(found, batch, seed, frame_buckets, say)
+        if say is not None and jax.process_index() == 0:
+            say(table.summary(found))
     if report is not None:
         runs.write_report(found, batch, report)
     return found

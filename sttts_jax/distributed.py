@@ -1,34 +1,62 @@
-"""Several processes as one run: a single `init` before any device is touched, and what they tell each other.
+"""Several processes as one run: `joined` before any device is touched, and what they tell each other.
 
 With one process nothing is sent.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sttts_jax.exit_codes import FAILED, HANG, OthersLost, Stopped, code_of, sentence
 from sttts_jax.processes.config import DistributedConfig
-from sttts_jax.processes.find import describe, find
+from sttts_jax.processes.find import ALONE, Place, describe, find
+from sttts_jax.processes.pulse import take_pulse
+from sttts_jax.processes.together import Together, begin, together
 
 
-def init(config: DistributedConfig, out: Callable[[str], None] = print) -> None:
-    """Joins the other processes; must come before anything that touches a device. Does nothing for a single process.
+@contextlib.contextmanager
+def joined(config: DistributedConfig, out: Callable[[str], None] = print) -> Iterator[None]:
+    """A block in which this process is one of several; must come before anything that touches a device. Does nothing
+    for a single process, and inside of another such block.
 
-    Prints what was detected first, so that a start that hangs says what it waits for.
-    Raises ValueError on a contradictory config or environment, RuntimeError when the others do not come within
+    Prints what was detected first, so that a start that hangs says what it waits for. From there on all end together:
+    an error in the block ends the other processes with the same exit code and its sentence, and so they do this one.
+
+    Raises ValueError on a contradictory config or environment, OthersLost when the others do not come within
     `timeout_s`.
     """
     config.check()
-    if jax.distributed.is_initialized():
-        return
-    place = find(config)
+    place = ALONE if jax.distributed.is_initialized() else find(config)
     if place.alone:
+        yield
         return
     out(describe(config, place))
+    pulse = take_pulse()
+    if pulse is not None:
+        pulse.start(config.heartbeat_s, _end_without_supervisor)
+    _initialize(config, place)
+    group = begin(jax.process_index(), jax.process_count(), config.heartbeat_s, pulse)
+    try:
+        out(f"distributed: process {group.process} of {group.processes}, {jax.local_device_count()} local devices")
+        yield
+    except Stopped:
+        group.close()
+        raise
+    except BaseException as error:
+        _end_the_others(group, error)
+        raise
+    group.close()
+
+
+def _initialize(config: DistributedConfig, place: Place) -> None:
+    jax.config.update("jax_enable_preemption_service", False)  # StopSignals hears signals, and earlier
     try:
         jax.distributed.initialize(
             coordinator_address=place.coordinator or None,
@@ -37,16 +65,30 @@ def init(config: DistributedConfig, out: Callable[[str], None] = print) -> None:
             local_device_ids=place.local_devices or None,
             cluster_detection_method="deactivate" if place.processes else None,
             initialization_timeout=config.timeout_s,
+            heartbeat_timeout_seconds=math.ceil(2 * config.heartbeat_s) + 20,  # ours come first, with a sentence
             shutdown_timeout_seconds=config.shutdown_s,
         )
     except (ValueError, RuntimeError) as error:
-        raise RuntimeError(
-            f"could not join the other processes ({error}); check the lines above, or set distributed.processes, "
-            "distributed.coordinator and distributed.process_id"
+        raise OthersLost(
+            f"could not join the other processes within distributed.timeout_s={config.timeout_s} s "
+            f"({str(error).splitlines()[0]}); check the lines above: every host must run the same command, and reach "
+            f"{place.coordinator or 'the coordinator'}"
         ) from error
-    out(
-        f"distributed: process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} local devices"
-    )
+
+
+def _end_the_others(group: Together, error: BaseException) -> None:
+    if isinstance(error, jax.errors.JaxRuntimeError):  # what collectives raise when another process goes away
+        group.await_end()
+    code = code_of(error)
+    said = sentence(error).splitlines()[0]
+    group.tell(code, said if code != FAILED else f"{type(error).__name__}: {said}")
+
+
+def _end_without_supervisor(what: str) -> None:
+    group = together()
+    if group is not None:
+        group.lost_supervisor(what)
+    os._exit(HANG)
 
 
 def check_own(devices: Sequence[Any]) -> None:

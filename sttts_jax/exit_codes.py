@@ -52,6 +52,14 @@ DISK_ERRORS = {
 NO_MEMORY = "memory runs out; ask for less at a time: fewer rows, frames, tokens or questions"
 
 
+class OthersLost(RuntimeError):
+    """The other processes of a run did not come."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, after all that was asked of the run's end is done: it is saved."""
+
+
 def table() -> Iterator[tuple[str, str]]:
     """(code, what it says), ascending."""
     yield from ((str(code), meaning) for code, meaning in MEANINGS.items())
@@ -64,6 +72,8 @@ def code_of(error: BaseException) -> int:
         return NO_READER
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if isinstance(error, OthersLost):
+        return HANG
     mendable = isinstance(error, USER_ERRORS) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
     return MISTAKE if mendable or _is_of_memory(error) else FAILED
 

@@ -8,6 +8,9 @@ owner: the first one holds the lease for them.
 
 import contextlib
 import os
+import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +23,9 @@ from sttts_jax.ckpt.machine import names_of_this_machine
 from sttts_jax.ckpt.store_lease import StoreLease
 from sttts_jax.ckpt.workdir import Workdir
 from sttts_jax.distributed import gather_json
-from sttts_jax.paths import is_local
+from sttts_jax.paths import is_local, write_text
 
+SHARED_S = 5.0  # that what one process writes may need to be seen by the others
 LEASE_S = 60.0  # without a sign of life; there is one every third of it
 
 
@@ -68,10 +72,41 @@ def sole_owner(workdir: Workdir, say: Callable[[str], None] = print, lease_s: fl
     if problem:
         raise WorkdirTaken(f"{workdir.root}: {problem}")
     try:
+        _check_shared(workdir)
         yield
     finally:
         if lease is not None:
             lease.release()
+
+
+def _check_shared(workdir: Workdir) -> None:
+    """Raises ValueError, in every process, where one of them does not see what the first one writes."""
+    if jax.process_count() == 1:
+        return
+    first, told = jax.process_index() == 0, gather_json(uuid.uuid4().hex)[0]
+    if first:
+        write_text(workdir.shared, told)
+    gather_json(None)
+    seen = gather_json([_sees(workdir, told), socket.gethostname()])
+    if first:
+        workdir.shared.unlink(missing_ok=True)
+    blind = [f"process {number} on {host}" for number, (sees, host) in enumerate(seen) if not sees]
+    if blind:
+        raise ValueError(
+            f"{workdir.root}: {', '.join(blind)} cannot see what process 0 on {seen[0][1]} writes there; put the "
+            "workdir where all hosts see it: gs://, or a file system that they share"
+        )
+
+
+def _sees(workdir: Workdir, told: str) -> bool:
+    """Network file systems answer from memory for some seconds."""
+    until = time.monotonic() + SHARED_S
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            if workdir.shared.read_text() == told:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def _acquire(lease: Lease, say: Callable[[str], None]) -> str:

@@ -3,6 +3,7 @@
 WORKDIR/checkpoints/   the steps, see `ckpt.files`
 WORKDIR/aborted/       the state of a run whose updates were all skipped, see `ckpt.aborted`
 WORKDIR/lease          which process trains here, see `ckpt.lease`
+WORKDIR/shared         for a moment at the start of several processes: do all see it?
 WORKDIR/tokenizer/     tokenizer.json and the size of the model's vocabulary
 WORKDIR/metrics.jsonl  the record of the training
 WORKDIR/state.txt      a table of all arrays of its state and where they lie
@@ -48,6 +49,11 @@ class Workdir:
     def lease(self) -> epath.Path:
         """The file that says who trains here."""
         return self.root / "lease"
+
+    @property
+    def shared(self) -> epath.Path:
+        """The file that tells whether all processes see one workdir."""
+        return self.root / "shared"
 
     @property
     def tokenizer(self) -> epath.Path:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from etils import epy
 
+from sttts_jax.cli import several
 from sttts_jax.cli.arguments import (
     add_distributed,
     add_method,
@@ -39,6 +40,7 @@ from sttts_jax.cli.arguments import (
     distributed_config,
 )
 from sttts_jax.cli.main import run
+from sttts_jax.processes.config import DistributedConfig
 
 with epy.lazy_imports():
     import jax
@@ -65,7 +67,17 @@ def main(argv: list[str]) -> int:
     check_not_empty(args, "pruned_fraction", "subtitles", "show", "json", "questions", "out", "style")
     if args.questions is None:
         _check(args)
-    distributed.init(distributed_config(args), _tell)
+    config = distributed_config(args)
+    return several.run("answer", argv, config, lambda: _together(args, config))
+
+
+def _together(args: argparse.Namespace, config: DistributedConfig) -> int:
+    with distributed.joined(config, _tell):
+        return _part(args)
+
+
+def _part(args: argparse.Namespace) -> int:
+    """Of this process: the first one answers."""
     if not jax.distributed.is_initialized():
         return _answer(args)
     if jax.process_index() > 0:

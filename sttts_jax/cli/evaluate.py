@@ -14,6 +14,7 @@ import sys
 
 from etils import epy
 
+from sttts_jax.cli import several
 from sttts_jax.cli.arguments import (
     add_distributed,
     add_method,
@@ -35,6 +36,10 @@ with epy.lazy_imports():
 def main(argv: list[str]) -> int:
     """Prints one table a task. Raises ValueError or FileNotFoundError with one sentence before anything is compiled."""
     args = _parser().parse_args(argv)
+    return several.run("evaluate", argv, distributed_config(args), lambda: _evaluate(args, argv))
+
+
+def _evaluate(args: argparse.Namespace, argv: list[str]) -> int:
     check_at_least_one(args, "batch", "limit")
     check_not_empty(
         args, "mesh", "pruned_fraction", "max_frames", "frame_buckets", "data_dir", "out", "report", "picture"

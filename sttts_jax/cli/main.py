@@ -14,6 +14,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 import sttts_jax
@@ -66,19 +67,30 @@ def run(name: str, command: Command, argv: list[str] | None = None) -> int:
         code = command(sys.argv[1:] if argv is None else argv) or 0
         sys.stdout.flush()  # a disk that is full shows here, not at exit
         return code
-    except BrokenPipeError as error:  # the reader of our output went away (`sttts-jax ... | head`)
-        _drop_output_that_fails()
-        return exit_codes.code_of(error)
-    except KeyboardInterrupt as error:
-        print(f"sttts-jax {name}: interrupted", file=sys.stderr)
-        return exit_codes.code_of(error)
-    except (*exit_codes.USER_ERRORS, OSError, RuntimeError, MemoryError) as error:
-        code = exit_codes.code_of(error)
-        if code != exit_codes.MISTAKE or os.environ.get("STTTS_DEBUG") == "1":
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_bug(error):
             raise
+        return say_error(name, error)
+
+
+def _is_bug(error: BaseException) -> bool:
+    code = exit_codes.code_of(error)
+    debug = os.environ.get("STTTS_DEBUG") == "1" and code in (exit_codes.MISTAKE, exit_codes.HANG)
+    return code == exit_codes.FAILED or debug
+
+
+def say_error(name: str, error: BaseException) -> int:
+    """Says why a command ends, on stderr, and returns its exit code: one sentence, or the traceback of a bug."""
+    code = exit_codes.code_of(error)
+    if _is_bug(error):
+        traceback.print_exception(error)
+    elif code == exit_codes.INTERRUPTED:
+        print(f"sttts-jax {name}: interrupted", file=sys.stderr)
+    elif code != exit_codes.NO_READER:
         print(f"sttts-jax {name}: error: {exit_codes.sentence(error)}", file=sys.stderr)
+    if code != exit_codes.INTERRUPTED:
         _drop_output_that_fails()
-        return code
+    return code
 
 
 def _drop_output_that_fails() -> None:

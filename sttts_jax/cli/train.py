@@ -12,11 +12,14 @@ from absl import flags
 from etils import epy
 
 from sttts_jax import exit_codes
+from sttts_jax.cli import several
 from sttts_jax.cli.main import run as run_command
+from sttts_jax.processes.config import DistributedConfig
 
 with epy.lazy_imports():  # jax only after the flags are known to be right
     from sttts_jax import api
     from sttts_jax.cli import settings
+    from sttts_jax.train import config as configs
     from sttts_jax.train import keys, shipped, signals
 
 USAGE = """usage: sttts-jax train --config NAME|FILE[:ARGUMENTS] --workdir DIR [--config.KEY=VALUE ...]
@@ -38,6 +41,11 @@ def main(argv: list[str]) -> int:
         print(usage(argv))
         return 0
     config, workdir = _parse(argv)
+    found = configs.section("distributed", DistributedConfig, config.distributed.to_dict())
+    return several.run("train", argv, found, lambda: _train(config, workdir))
+
+
+def _train(config: Any, workdir: str) -> int:
     try:
         state = api.train(config, workdir)
     except KeyboardInterrupt:

@@ -161,21 +161,30 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WatchdogConfig:
-    """Deadlines in seconds, after which a run that hangs ends itself with the stacks of its threads; 0 for none.
+    """Deadlines in seconds, after which a run that hangs ends itself with the stacks of its threads; 0 for none, -1 for
+    none in a run of one process, and in one of several 3600 to the first step, 900 for the others, 1800 for a save.
 
     startup_s       to the first step, which is compiled
     step_s          from step to step
+    save_s          for a save, and for the end of the one before it
     """
 
-    startup_s: float = 0.0
-    step_s: float = 0.0
+    startup_s: float = -1.0
+    step_s: float = -1.0
+    save_s: float = -1.0
 
     def check(self) -> Self:
         """Itself. Raises ValueError with one sentence."""
-        if self.startup_s < 0 or self.step_s < 0:
-            values = f"watchdog.startup_s={self.startup_s} and watchdog.step_s={self.step_s}"
-            raise ValueError(f"{values} must not be negative; use 0 for none")
+        for name, value in dataclasses.asdict(self).items():
+            if value < 0 and value != -1:
+                raise ValueError(f"watchdog.{name}={value} must not be negative; use 0 for none, -1 for the usual one")
         return self
+
+    def of(self, processes: int) -> Self:
+        """The deadlines of a run of so many processes, none of them -1."""
+        usual = {"startup_s": 3600.0, "step_s": 900.0, "save_s": 1800.0} if processes > 1 else {}
+        given = dataclasses.asdict(self).items()
+        return dataclasses.replace(self, **{k: usual.get(k, 0.0) if value == -1 else value for k, value in given})
 
 
 @dataclasses.dataclass(frozen=True)

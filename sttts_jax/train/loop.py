@@ -24,6 +24,7 @@ from sttts_jax.ckpt.manager import GO_ON, CheckpointError
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.data.device import to_device
 from sttts_jax.data.record import join_names
+from sttts_jax.exit_codes import Stopped
 from sttts_jax.paths import write_text
 from sttts_jax.pruning.scorer import HISTOGRAM_BINS
 from sttts_jax.sharding import state_table
@@ -34,7 +35,7 @@ from sttts_jax.train.metrics import Late, MetricWriter
 from sttts_jax.train.overview import parameter_overview
 from sttts_jax.train.profile import ProfileWindow
 from sttts_jax.train.run import Evaluate, Run, Start
-from sttts_jax.train.signals import StopSignals, ToldToStop, in_thread
+from sttts_jax.train.signals import StopSignals, ToldToStop
 from sttts_jax.train.state import TrainState
 from sttts_jax.train.watchdog import Watchdog
 
@@ -80,7 +81,7 @@ def train(
             loop.save_before_the_end(error)
             raise
     if signals.interrupted:
-        raise KeyboardInterrupt
+        raise Stopped
     return loop.state
 
 
@@ -109,7 +110,8 @@ class _Loop:
         )
         self._names: dict[int, Sequence[str]] = {}  # of the records in the batches of updates not yet reported
         self._saturated = False  # nearly all scores were, at the newest step
-        self._watchdog = Watchdog(config.watchdog.startup_s, config.watchdog.step_s).start()
+        self._limits = config.watchdog.of(jax.process_count())
+        self._watchdog = Watchdog(self._limits.startup_s, self._limits.step_s).start()
         self._profile, self._late = ProfileWindow(config.profile, run.workdir.profile), Late()
         self._writer.note(start.origin)
         self._writer.note(parameter_overview(run.plan))
@@ -146,8 +148,7 @@ class _Loop:
 
     def _batch(self, number: int, bucket: Bucket) -> dict[str, jax.Array]:
         with self._clock.measure("data"):
-            with self._signals.waiting():
-                batch = next(bucket.batches)
+            batch = self._signals.wait(lambda: next(bucket.batches), number - 1)
             self._names[number] = bucket.batches.names
             if bucket.compiled is None:
                 check_first_batch(batch, bucket.config.data.row_shape)
@@ -160,13 +161,15 @@ class _Loop:
         """
         number = self._done + 1
         if bucket.compiled is not None:
+            self._signals.begin(number)
             with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=number):
                 self.state, metrics = bucket.compiled(self.state, batch)
             return metrics
-        limit_s = self._run.config.watchdog.startup_s
+        limit_s = self._limits.startup_s
         with self._watchdog.paused(f"the first step that removes {bucket.fraction}", limit_s):
-            with self._clock.measure("compile"), self._signals.waiting():
-                bucket.compiled = in_thread(lambda: self._compile(bucket, batch), "compile")
+            with self._clock.measure("compile"):
+                bucket.compiled = self._signals.wait(lambda: self._compile(bucket, batch), self._done, "compile")
+            self._signals.begin(number)
             self.state, metrics = bucket.compiled(self.state, batch)
         return metrics
 
@@ -200,7 +203,7 @@ class _Loop:
             self._writer.note(f"step {self._done} is not saved, because its update was skipped")
             return False
         self._writer.flush()
-        with self._clock.measure("save"), self._watchdog.paused("save"):
+        with self._clock.measure("save"), self._watchdog.paused("save", self._limits.save_s):
             self._run.manager.save(self._done, **self._parts(), metrics=results)
         return True
 
@@ -231,9 +234,9 @@ class _Loop:
     def abort(self) -> str:
         """Keeps the state of a run that makes no progress beside the steps, and says where. Those stay as they are."""
         run = self._run
-        run.manager.wait()
         self._writer.flush()
-        with self._watchdog.paused("save"):
+        with self._watchdog.paused("save", self._limits.save_s):
+            run.manager.wait()
             place = save_aborted(run.workdir, self._done, **self._parts())
         steps = run.manager.steps
         then = f"goes on from step {steps[-1]}" if steps else "starts anew, because no step was saved before"
@@ -293,11 +296,11 @@ class _Loop:
     def close(self) -> None:
         """Waits for the save that goes on, and closes all writers."""
         self._profile.close(self.state.step)
-        self._watchdog.close()
         try:
-            with self._clock.measure("save"):
+            with self._clock.measure("save"), self._watchdog.paused("save", self._limits.save_s):
                 self._run.manager.close()
         finally:
+            self._watchdog.close()
             self._writer.note(self._clock.summary())
             self._writer.close()
 

@@ -38,16 +38,16 @@ def main(
     set_compiler_flags()
     raw = with_rooted_data(config.to_dict())
     checked, place = RunConfig.build(raw), Workdir(workdir)
-    _check_same_run(place, raw)
-    evaluate = _evaluate(checked, evaluator)
-    distributed.init(checked.distributed)
-    use_compile_cache(checked.compile_cache)
-    with sole_owner(place), process_log(place):
-        tokenizer = run_tokenizer(checked, place)
-        run = prepare(checked, raw, place, tokenizer)
-        with clock.measure("restore"):
-            start = first_state(run)
-        return train(run, start, evaluate, out, clock)
+    with distributed.joined(checked.distributed):
+        _check_same_run(place, raw)
+        evaluate = _evaluate(checked, evaluator)
+        use_compile_cache(checked.compile_cache)
+        with sole_owner(place), process_log(place):
+            tokenizer = run_tokenizer(checked, place)
+            run = prepare(checked, raw, place, tokenizer)
+            with clock.measure("restore"):
+                start = first_state(run)
+            return train(run, start, evaluate, out, clock)
 
 
 def with_rooted_data(raw: dict[str, Any]) -> dict[str, Any]:

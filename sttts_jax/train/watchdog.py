@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from sttts_jax.exit_codes import HANG
+from sttts_jax.processes.together import together
 
 
 class Watchdog:
@@ -77,4 +78,7 @@ class Watchdog:
         )
         sys.stderr.flush()
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        others = together()
+        if others is not None:
+            others.tell(HANG, f"nothing went on since {self._last} for {self._limit:g} s (watchdog deadlines)")
         os._exit(HANG)

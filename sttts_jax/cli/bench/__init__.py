@@ -13,8 +13,10 @@ import os
 
 from etils import epy
 
+from sttts_jax.cli import several
 from sttts_jax.cli.arguments import add_distributed, distributed_config
 from sttts_jax.cli.bench import data, infer, pruning, suite, torch, tpu, train
+from sttts_jax.processes.config import DistributedConfig
 
 with epy.lazy_imports():
     from sttts_jax import distributed
@@ -25,8 +27,13 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     # Models that fill a device need all of it; JAX takes three quarters unless told.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    distributed.init(distributed_config(args))
-    args.measure(args, "sttts-jax bench " + " ".join(argv))
+    config = distributed_config(args)
+    return several.run("bench", argv, config, lambda: _measure(args, argv, config))
+
+
+def _measure(args: argparse.Namespace, argv: list[str], config: DistributedConfig) -> int:
+    with distributed.joined(config):
+        args.measure(args, "sttts-jax bench " + " ".join(argv))
     return 0
 
 
