@@ -115,7 +115,7 @@ def test_defaults_hold_every_key_and_build():
         ("mesh.tensor", 3, "mesh.tensor x mesh.sequence = 3 must divide the 2 heads of the vision transformer and"),
         ("mesh.sequence", 4, "mesh.tensor x mesh.sequence = 4 must divide the 2 heads of the vision transformer and"),
         ("mesh.tensor", 0, "mesh axis sizes {'tensor': 0} are not positive"),
-        ("watchdog.step_s", -1.0, "must not be negative; use 0 for none"),
+        ("watchdog.step_s", -2.0, "must not be negative; use 0 for none"),
         ("log.every", 0, "log.every and log.histogram_every must be at least 1"),
         ("checkpoint.best_metric", "loss", "'loss' is not measured; set evaluation.every and evaluation.tasks"),
         ("total_steps", 0, "total_steps=0"),

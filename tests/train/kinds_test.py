@@ -24,6 +24,7 @@ LOWEST = {
     ("mesh", "fsdp"): -2,
 }
 LOWEST |= {("mesh", "tensor"): -2, ("mesh", "sequence"): -2}
+LOWEST |= dict.fromkeys((("watchdog", "startup_s"), ("watchdog", "step_s"), ("watchdog", "save_s")), -2)
 
 
 def _build(section: str, field: str, value: Any) -> None:
