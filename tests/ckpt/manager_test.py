@@ -111,6 +111,19 @@ def test_resume_equals_an_unbroken_run(tmp_path: Path) -> None:
     assert_equal(state, whole)
 
 
+def test_eight_four_one_and_eight_devices_hold_the_same_bits(tmp_path: Path) -> None:
+    """Parameters and optimizer state, saved by each and restored by the next."""
+    (trained, opt), _ = run(tmp_path / "1", last=2)
+    state = jax.device_get((trained, opt))
+    for number, devices in enumerate((8, 4, 1, 8), 1):
+        found = restore(tmp_path / str(number), make_mesh({"fsdp": devices}, jax.devices()[:devices]))
+        assert len(found.params["w"].sharding.device_set) == devices
+        assert_equal(jax.device_get((found.params, found.opt)), state)
+        manager = Manager(tmp_path / str(number + 1), CheckpointConfig())
+        manager.save(2, found.params, found.opt, batches(), meta(2))
+        manager.close()
+
+
 def test_nothing_saved_is_none(tmp_path: Path) -> None:
     assert restore(tmp_path) is None
 

@@ -90,7 +90,7 @@ def test_one_that_is_killed_ends_all(victim: int, clips: Path, place: Path, tmp_
     codes = group.finish(40)
     assert codes[victim] == 128 + signal.SIGKILL and codes[1 - victim] == HANG
     assert f"process {victim} of 2 was ended by signal 9 (SIGKILL)" in _one_sentence(group.text(victim))
-    assert ("it showed no life for 6 s" if victim else "process") in _one_sentence(group.text(1 - victim))
+    assert ("it showed no life for 8 s" if victim else "process") in _one_sentence(group.text(1 - victim))
 
 
 def test_one_that_is_stopped_ends_all(clips: Path, place: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_one_that_is_stopped_ends_all(clips: Path, place: Path, tmp_path: Path) 
     group.wait_for(1, JOINED)
     os.kill(group.worker(1), signal.SIGSTOP)
     assert group.finish(40) == [HANG, HANG]
-    assert "process 1 of 2 showed no life for 6 s and was ended" in _one_sentence(group.text(1))
+    assert "process 1 of 2 showed no life for 8 s and was ended" in _one_sentence(group.text(1))
     assert "the run ends with process 1 of 2: it showed no life" in _one_sentence(group.text(0))
 
 

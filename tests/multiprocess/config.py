@@ -13,5 +13,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     deadlines = {"watchdog__startup_s": 120.0, "watchdog__step_s": 60.0, "watchdog__save_s": 60.0}
     config = tiny_config(args.data_dir, total_steps=args.steps, **sizes, **deadlines)
     config.model.overrides = ml_collections.ConfigDict({"llm": {"layers": 1}})
-    config.distributed.timeout_s, config.distributed.heartbeat_s, config.distributed.shutdown_s = 60, 6.0, 20
+    config.distributed.timeout_s, config.distributed.heartbeat_s, config.distributed.shutdown_s = 60, 8.0, 20
     return config

@@ -1,6 +1,6 @@
 """One of several processes of 4 CPU devices each; tests/multiprocess/processes_test.py starts them.
 
-Arguments: case, process, processes, port, directory. Ends with exit code 0 when everything it asserts holds.
+Arguments: process, processes, port, directory. Ends with exit code 0 when everything it asserts holds.
 """
 
 import os
@@ -21,11 +21,11 @@ from jax.experimental.multihost_utils import sync_global_devices
 from sttts_jax.ckpt.manager import CheckpointConfig, Manager
 from sttts_jax.ckpt.meta import build_meta
 from sttts_jax.compile_cache import use_compile_cache
-from sttts_jax.distributed import everywhere, gather_json, init, to_host
+from sttts_jax.distributed import everywhere, gather_json, joined, to_host
 from sttts_jax.mesh import DataLayout, make_mesh
 from sttts_jax.processes.config import DistributedConfig
+from sttts_jax.processes.together import together
 from sttts_jax.sharding import NamedSharding, PartitionSpec
-from sttts_jax.train.signals import StopSignals
 
 NUMBERS = np.random.default_rng(0).standard_normal(2**14).astype(np.float32)  # too many to lie in an index
 
@@ -58,6 +58,23 @@ def they_tell_each_other(process: int) -> None:
     mesh = make_mesh({"data": 8})
     rows = jax.make_array_from_process_local_data(DataLayout(mesh).sharding(), np.full(4, process), global_shape=(8,))
     assert to_host(rows).tolist() == [0] * 4 + [1] * 4
+
+
+def they_stop_at_one_point(process: int) -> None:
+    """Process 1 is told to stop while it is three points ahead of the other, which then goes as far."""
+    group = together()
+    assert group is not None
+    for point in range(4 if process else 1):
+        assert group.passes(point)
+    sync_global_devices("passed")
+    if process:
+        group.ask_to_stop()
+        assert not group.passes(4)
+    else:
+        until = time.monotonic() + 20
+        while not group.stops_at(4) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert all(group.passes(point) for point in (1, 2, 3)) and not group.stops_at(3) and not group.passes(4)
 
 
 def _state(mesh: jax.sharding.Mesh, value: float) -> Any:
@@ -104,44 +121,16 @@ def saves_and_falls_back(process: int, directory: str) -> None:
     assert manager.steps == [1, 2]
 
 
-def preempted_together(process: int, directory: str) -> None:
-    """SIGTERM, or a SIGHUP that becomes one, reaches process 0 only; both save the same step and stop."""
-    mesh = make_mesh({"fsdp": 8})
-    layout, manager = DataLayout(mesh), Manager(directory, CheckpointConfig(every=10**6))
-    state = _state(mesh, 1.0)
-    step_function = jax.jit(lambda tree: jax.tree.map(lambda x: x + jnp.sum(x) * 0 + 1, tree))
-    if process == 0:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory).parent / "pid").write_text(str(os.getpid()))
-    with StopSignals() as signals:
-        for step in range(1, 100_000):
-            manager.raise_if_failed()
-            state = jax.block_until_ready(step_function(state))
-            if signals.asked(step):
-                manager.save(step, *state, None, _meta(layout, step))
-                break
-            time.sleep(0.01)
-    manager.close()
-    print(f"stopped at {step} with {manager.steps}", flush=True)
-    assert manager.steps == [step]
-
-
 def main() -> None:
-    case, port, directory = sys.argv[1], sys.argv[4], sys.argv[5]
-    process, processes = int(sys.argv[2]), int(sys.argv[3])
-    init(DistributedConfig(processes, f"127.0.0.1:{port}", process, timeout_s=60))
-    assert jax.process_count() == processes and jax.device_count() == 4 * processes
-    if case == "rows":
+    port, directory = sys.argv[3], sys.argv[4]
+    process, processes = int(sys.argv[1]), int(sys.argv[2])
+    with joined(DistributedConfig(processes, f"127.0.0.1:{port}", process, timeout_s=60)):
+        assert jax.process_count() == processes and jax.device_count() == 4 * processes
         rows_come_from_the_mesh()
-    elif case == "words":
         they_tell_each_other(process)
-    elif case == "checkpoint":
+        they_stop_at_one_point(process)
         saves_and_falls_back(process, directory)
-    elif case == "preemption":
-        preempted_together(process, directory)
-    else:
-        raise ValueError(f"unknown case {case}")
-    print(f"process {process}: {case} ok", flush=True)
+    print(f"process {process}: ok", flush=True)
 
 
 if __name__ == "__main__":
