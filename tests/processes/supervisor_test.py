@@ -42,9 +42,8 @@ def _run(body: str, **env: str) -> tuple[int, str, str]:
 
 def test_what_a_command_says_and_its_code_are_handed_on() -> None:
     warning = "W1130 17:52:46.123456   12 cpu.cc:80] slow"
-    code, out, err = _run(
-        f"print('out'); print('err', file=sys.stderr); print({warning!r}, file=sys.stderr); sys.exit(42)"
-    )
+    say = f"print('out'); print('err', file=sys.stderr); print({warning!r}, file=sys.stderr)"
+    code, out, err = _run(f"{say}; sys.exit(42)")
     assert (code, out) == (42, "out\n") and err.splitlines() == ["err", warning]
 
 
