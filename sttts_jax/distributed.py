@@ -47,12 +47,12 @@ def joined(config: DistributedConfig, out: Callable[[str], None] = print) -> Ite
         out(f"distributed: process {group.process} of {group.processes}, {jax.local_device_count()} local devices")
         yield
     except Stopped:
-        group.close()
+        _leave(group)
         raise
     except BaseException as error:
         _end_the_others(group, error)
         raise
-    group.close()
+    _leave(group)
 
 
 def _initialize(config: DistributedConfig, place: Place) -> None:
@@ -76,10 +76,17 @@ def _initialize(config: DistributedConfig, place: Place) -> None:
         ) from error
 
 
+def _leave(group: Together) -> None:
+    """Waits for the others: the coordinator goes with the first process."""
+    group.close()
+    with contextlib.suppress(RuntimeError):  # one that is lost now is missed no more
+        jax.distributed.shutdown()
+
+
 def _end_the_others(group: Together, error: BaseException) -> None:
-    if isinstance(error, jax.errors.JaxRuntimeError):  # what collectives raise when another process goes away
-        group.await_end()
     code = code_of(error)
+    if isinstance(error, jax.errors.JaxRuntimeError) and code == FAILED:
+        group.await_end()  # what collectives raise when another process goes away
     said = sentence(error).splitlines()[0]
     group.tell(code, said if code != FAILED else f"{type(error).__name__}: {said}")
 

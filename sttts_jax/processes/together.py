@@ -56,6 +56,7 @@ class Together:
         """Last words of this process: all others end with this code and this sentence. Waits until they can have heard
         it, a few seconds at most.
         """
+        self._closed.set()  # what it says itself is not news
         said = threading.Thread(target=self._tell, args=(code, f"{self._name}: {sentence}"), daemon=True)
         said.start()
         said.join(_LAST_WORDS_S)
