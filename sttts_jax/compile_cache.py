@@ -24,7 +24,7 @@ def use_compile_cache(where: str = "auto") -> str:
     processes read and the first one writes. What JAX was told before wins: JAX_COMPILATION_CACHE_DIR, or an earlier
     call. A directory that cannot be written is a warning.
 
-    Must come after `distributed.init` and before anything compiles.
+    Must come after `distributed.joined` and before anything compiles.
     """
     told: str | None = jax.config.values["jax_compilation_cache_dir"]
     if told is not None:
