@@ -26,6 +26,7 @@ from sttts_jax.processes.pulse import EVERY_S, Pulse
 _ROOT = "sttts"
 _LAST_WORDS_S = 5.0  # that the first process waits for the others to have heard why the run ends
 _DONE = "done"
+_ALL = 2**62  # points
 
 
 class Together:
@@ -43,10 +44,11 @@ class Together:
         self._answered = time.monotonic()
         self._lives: dict[int, tuple[str, float]] = {}  # of every process, seen by the first one
         self._ending = threading.Lock()
+        self._thread = threading.Thread(target=self._live, name="together", daemon=True)
 
     def start(self) -> "Together":
         """Begins to show life and to look."""
-        threading.Thread(target=self._live, name="together", daemon=True).start()
+        self._thread.start()
         threading.Thread(target=self._look_at_coordinator, name="coordinator", daemon=True).start()
         return self
 
@@ -70,9 +72,12 @@ class Together:
         time.sleep(self.heartbeat_s + 4 * EVERY_S)
 
     def close(self) -> None:
-        """The run is done on this process: it is missed no more."""
+        """The run is done on this process: it is missed no more, and holds up nobody who is told to stop."""
         self._closed.set()
+        self._thread.join(_LAST_WORDS_S)  # what it says would be the last word
         self._set(f"alive/{self.process}", _DONE)
+        if not self._stopping:
+            self._set(f"passed/{self.process}", str(_ALL))
 
     def _tell(self, code: int, text: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first, or the coordinator is gone
