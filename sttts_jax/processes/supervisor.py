@@ -24,7 +24,7 @@ from types import FrameType
 from sttts_jax.exit_codes import HANG
 from sttts_jax.processes.pulse import PIPES, SPOKEN
 
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 # Lines of the C++ libraries: "F1130 17:52:46.123456   12 client.cc:80] ..", and the stacks below them.
 _RUNTIME = re.compile(rb"[EFW]\d{4} \d\d:\d\d[:.]|\*\*\* |    @ |\s*#\d+ 0x|Fatal Python error")
 _HELD_S = 3.0  # that such lines are kept back: they are dropped where the process ends with them

@@ -18,7 +18,7 @@ from sttts_jax.train.clock import Clock
 from sttts_jax.train.config import RunConfig
 from sttts_jax.train.loop import train
 from sttts_jax.train.process_log import process_log
-from sttts_jax.train.run import Evaluate, Evaluator, first_state, prepare
+from sttts_jax.train.run import Evaluate, Evaluator, Run, Start, first_state, prepare
 from sttts_jax.train.state import TrainState
 from sttts_jax.train.tokenizer import run_tokenizer
 
@@ -43,11 +43,13 @@ def main(
         evaluate = _evaluate(checked, evaluator)
         use_compile_cache(checked.compile_cache)
         with sole_owner(place), process_log(place):
-            tokenizer = run_tokenizer(checked, place)
-            run = prepare(checked, raw, place, tokenizer)
-            with clock.measure("restore"):
-                start = first_state(run)
-            return train(run, start, evaluate, out, clock)
+            run = prepare(checked, raw, place, run_tokenizer(checked, place))
+            return train(run, _restored(run, clock), evaluate, out, clock)
+
+
+def _restored(run: Run, clock: Clock) -> Start:
+    with clock.measure("restore"):
+        return first_state(run)
 
 
 def with_rooted_data(raw: dict[str, Any]) -> dict[str, Any]:
