@@ -5,14 +5,16 @@ import types
 import jax
 import pytest
 
-from sttts_jax.distributed import check_own, everywhere, gather_json, init, to_host
+from sttts_jax.distributed import check_own, everywhere, gather_json, joined, to_host
 from sttts_jax.processes.config import DistributedConfig
+from sttts_jax.processes.together import together
 
 
 def test_a_single_process_is_left_alone() -> None:
     said: list[str] = []
-    init(DistributedConfig(), out=said.append)
-    init(DistributedConfig(processes=1), out=said.append)
+    for config in (DistributedConfig(), DistributedConfig(processes=1)):
+        with joined(config, said.append):
+            assert together() is None
     assert not said and not jax.distributed.is_initialized()
 
 

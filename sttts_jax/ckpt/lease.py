@@ -101,12 +101,17 @@ def _check_shared(workdir: Workdir) -> None:
 def _sees(workdir: Workdir, told: str) -> bool:
     """Network file systems answer from memory for some seconds."""
     until = time.monotonic() + SHARED_S
-    while time.monotonic() < until:
-        with contextlib.suppress(OSError):
-            if workdir.shared.read_text() == told:
-                return True
+    while (seen := _read(workdir.shared)) != told and time.monotonic() < until:
         time.sleep(0.1)
-    return False
+    return seen == told
+
+
+def _read(file: epath.Path) -> str:
+    """'' where there is none."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _acquire(lease: Lease, say: Callable[[str], None]) -> str:

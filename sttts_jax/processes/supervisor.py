@@ -28,6 +28,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 # Lines of the C++ libraries: "F1130 17:52:46.123456   12 client.cc:80] ..", and the stacks below them.
 _RUNTIME = re.compile(rb"[EFW]\d{4} \d\d:\d\d[:.]|\*\*\* |    @ |\s*#\d+ 0x|Fatal Python error")
 _HELD_S = 3.0  # that such lines are kept back: they are dropped where the process ends with them
+_REST_S = 0.5  # after the end of the worker, for what it said last
 _MOST_SAID = 300
 
 
@@ -80,19 +81,19 @@ class Supervisor:
         worker.send_signal(number)
 
     def _watch(self, worker: "subprocess.Popen[bytes]", life: int, ours: int, errors: int) -> int:
-        with selectors.DefaultSelector() as selector:
-            selector.register(life, selectors.EVENT_READ, self._note_life)
-            selector.register(errors, selectors.EVENT_READ, self._relay)
-            ended = None
-            while ended is None or time.monotonic() < ended + 0.5:
-                self._round(selector, 0.1 if ended else 0.5)
-                _beat(ours)
-                if ended is None and worker.poll() is not None:
-                    ended = time.monotonic()
-                if ended is None and self._is_still():
-                    worker.kill()
-                    worker.wait()
-                    return self._end(HANG, f"showed no life for {self._settings.heartbeat_s:g} s and was ended")
+        selector = selectors.DefaultSelector()
+        selector.register(life, selectors.EVENT_READ, self._note_life)
+        selector.register(errors, selectors.EVENT_READ, self._relay)
+        while worker.poll() is None:
+            self._round(selector, 0.5)
+            _beat(ours)
+            if self._is_still():
+                worker.kill()
+                worker.wait()
+                return self._end(HANG, f"showed no life for {self._settings.heartbeat_s:g} s and was ended")
+        until = time.monotonic() + _REST_S
+        while time.monotonic() < until:
+            self._round(selector, 0.1)
         return self._code(worker.returncode)
 
     def _round(self, selector: selectors.BaseSelector, wait_s: float) -> None:

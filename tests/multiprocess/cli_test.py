@@ -11,7 +11,7 @@ import pytest
 from sttts_jax.api import evaluate
 from sttts_jax.ckpt.files import list_steps
 from sttts_jax.exit_codes import HANG, MISTAKE, PREEMPTED
-from sttts_jax.train.metrics import read_lines
+from sttts_jax.train.metric_lines import read_lines
 from tests.multiprocess.group import Group
 
 pytestmark = pytest.mark.multiprocess
