@@ -105,7 +105,7 @@ def test_dry_run_of_a_launcher(name: str, bare: Path) -> None:
     assert expected in done.stdout and sorted(bare.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", set(DRY) - {"startup_script.sh", "shutdown_script.sh"})
+@pytest.mark.parametrize("name", sorted(set(DRY) - {"startup_script.sh", "shutdown_script.sh"}))
 @pytest.mark.parametrize("words", [["--no-such-option"], ["--dry-run"]], ids=["unknown", "nothing"])
 def test_a_launcher_says_what_is_missing(name: str, words: list[str], bare: Path) -> None:
     done = _bash(f"launch/{name}", *words, cwd=bare)
