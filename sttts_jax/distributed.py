@@ -42,6 +42,8 @@ def joined(config: DistributedConfig, out: Callable[[str], None] = print) -> Ite
     if pulse is not None:
         pulse.start(config.heartbeat_s, _end_without_supervisor)
     _initialize(config, place)
+    if pulse is not None:
+        pulse.joined()
     group = begin(jax.process_index(), jax.process_count(), config.heartbeat_s, pulse)
     try:
         out(f"distributed: process {group.process} of {group.processes}, {jax.local_device_count()} local devices")

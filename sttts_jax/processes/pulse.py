@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 PIPES = "STTTS_SUPERVISED"
 SPOKEN = b"!"  # the worker has said why it ends
+JOINED = b"+"  # it has met the other processes
 EVERY_S = 0.5
 
 
@@ -27,6 +28,10 @@ class Pulse:
         """Shows life from here on."""
         threading.Thread(target=self._show, args=(limit_s, lost), name="pulse", daemon=True).start()
         threading.Thread(target=self._look, args=(lost,), name="pulse of the supervisor", daemon=True).start()
+
+    def joined(self) -> None:
+        """From here on the other processes can be lost."""
+        self._put(JOINED)
 
     def spoken(self) -> None:
         """Nothing more has to be said about the end of this process."""

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sttts_jax.exit_codes import HANG
-from sttts_jax.processes.pulse import PIPES, SPOKEN
+from sttts_jax.processes.pulse import JOINED, PIPES, SPOKEN
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 # Lines of the C++ libraries: "F1130 17:52:46.123456   12 client.cc:80] ..", and the stacks below them.
@@ -49,9 +49,9 @@ class Supervisor:
         self._settings = settings
         self._held: list[tuple[float, bytes]] = []  # lines of the runtime, and when they came
         self._partial = b""
-        self._spoken = self._debug = os.environ.get("STTTS_DEBUG") == "1"
+        self._debug = os.environ.get("STTTS_DEBUG") == "1"
         self._told: set[int] = set()  # signals that were handed on
-        self._spoken = False
+        self._spoken = self._joined = False
         self._last: float | None = None  # sign of life of the worker
 
     def run(self, command: Sequence[str]) -> int:
@@ -108,6 +108,7 @@ class Supervisor:
         if text:
             self._last = time.monotonic()
         self._spoken = self._spoken or SPOKEN in text
+        self._joined = self._joined or JOINED in text
 
     def _is_still(self) -> bool:
         return self._last is not None and time.monotonic() - self._last > self._settings.heartbeat_s
@@ -137,7 +138,9 @@ class Supervisor:
             return HANG
         number = -code
         if number == signal.SIGABRT:
-            return self._end(HANG, f"was ended by JAX, which lost another process of the run{self._cause()}")
+            lost = "was ended by JAX, which lost another process of the run"
+            never = "could not join the other processes within distributed.timeout_s: start all of them"
+            return self._end(HANG, (lost if self._joined else never) + self._cause())
         if number in self._told:
             return self._end(128 + number, f"was ended by {signal.Signals(number).name} before it could save")
         return self._end(128 + number, f"was ended by signal {number} ({signal.Signals(number).name})")

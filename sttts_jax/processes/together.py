@@ -95,8 +95,8 @@ class Together:
     def _end(self, code: int, text: str) -> None:
         """Of the whole process, with what another one said, or with what was found out about it."""
         self._ending.acquire()  # never given back: the first reason is the one that is said
-        sys.stderr.write(f"sttts-jax: error: the run ends with {text}\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # of a supervisor that is gone
+            print(f"sttts-jax: error: the run ends with {text}", file=sys.stderr, flush=True)
         if self._pulse is not None:
             self._pulse.spoken()
         self._tell(code, text)

@@ -72,14 +72,16 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_an_error_in_one_ends_all(clips: Path, place: Path, tmp_path: Path) -> None:
-    wrong = {1: ("--config.init_from=/nowhere", f"--config.tokenizer={tmp_path}")}
+    wrong = {1: ("--config.init_from=/nowhere",)}
     group = Group(_train(clips, place), tmp_path, 2, 1, wrong)
     group.wait_for(1, JOINED)
     begin = time.monotonic()
     assert group.finish() == [MISTAKE, MISTAKE]
     assert time.monotonic() - begin < 30
-    assert "the run ends with process 1 of 2 on " in group.text(0) and "tokenizer.json" in _one_sentence(group.text(0))
-    assert "tokenizer.json: no such file" in _one_sentence(group.text(1))
+    assert "the run ends with process 1 of 2 on " in group.text(0) and "/nowhere holds no" in _one_sentence(
+        group.text(0)
+    )
+    assert "sttts-jax train: error: /nowhere holds no whole checkpoint" in _one_sentence(group.text(1))
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -47,16 +47,24 @@ def test_what_a_command_says_and_its_code_are_handed_on() -> None:
     assert (code, out) == (42, "out\n") and err.splitlines() == ["err", warning]
 
 
-def test_pages_of_the_runtime_become_one_sentence() -> None:
+@pytest.mark.parametrize(
+    ("joins", "what"),
+    [
+        ("pulse.joined()", "was ended by JAX, which lost another process of the run"),
+        ("", "could not join the other processes within distributed.timeout_s: start all of them"),
+    ],
+)
+def test_pages_of_the_runtime_become_one_sentence(joins: str, what: str) -> None:
     body = f"""
+    {joins}
     sys.stderr.write({FATAL!r} + "\\n*** Check failure stack trace: ***\\n    @ 0x7f  abort\\n")
     sys.stderr.flush()
     os.abort()
     """
     code, _, err = _run(body)
     assert code == 170 and err.splitlines() == [
-        "sttts-jax train: error: process 1 of 4 was ended by JAX, which lost another process of the run (Terminating "
-        "process because the JAX distributed service is gone); STTTS_DEBUG=1 shows all that it says"
+        f"sttts-jax train: error: process 1 of 4 {what} (Terminating process because the JAX distributed service is "
+        "gone); STTTS_DEBUG=1 shows all that it says"
     ]
     assert FATAL in _run(body, STTTS_DEBUG="1")[2]
 
