@@ -25,6 +25,7 @@ from sttts_jax.processes.pulse import EVERY_S, Pulse
 
 _ROOT = "sttts"
 _LAST_WORDS_S = 5.0  # that the first process waits for the others to have heard why the run ends
+_AGREE_S = 0.1  # from one look to the next while the run is to stop
 _DONE = "done"
 _ALL = 2**62  # points
 
@@ -109,8 +110,8 @@ class Together:
     # The thread.
 
     def _live(self) -> None:
-        count = 0
-        while not self._closed.wait(min(EVERY_S, self.heartbeat_s / 5)):
+        count, usual = 0, min(EVERY_S, self.heartbeat_s / 5)
+        while not self._closed.wait(_AGREE_S if self._wants_stop.is_set() or self._stopping else usual):
             count += 1
             try:
                 self._round(count)

@@ -15,7 +15,7 @@ from sttts_jax.train.metric_lines import read_lines
 from tests.multiprocess.group import Group
 
 pytestmark = pytest.mark.multiprocess
-STEPS = 6
+STEPS = 16
 JOINED = "local devices"
 
 
