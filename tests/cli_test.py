@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import ml_collections
 import pytest
 
 from sttts_jax import cli
@@ -30,7 +31,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_table_has_every_command_file_and_no_other() -> None:
     names = {module.name for module in pkgutil.iter_modules(cli.__path__) if not module.name.startswith("_")}
-    assert names - {"main", "arguments", "settings"} == set(dispatcher.COMMANDS)
+    assert names - {"main", "arguments", "settings", "several"} == set(dispatcher.COMMANDS)
 
 
 def test_help_of_train_shows_the_configs_own_arguments_and_every_key(
@@ -60,7 +61,8 @@ def test_a_compiler_that_cannot_be_ended_ends_with_the_process(
         return types.SimpleNamespace(step=3)
 
     ends: list[int] = []
-    monkeypatch.setattr(train, "_parse", lambda argv: (types.SimpleNamespace(total_steps=3), "x"))
+    config = ml_collections.ConfigDict({"total_steps": 3, "distributed": {}})
+    monkeypatch.setattr(train, "_parse", lambda argv: (config, "x"))
     monkeypatch.setattr(train, "api", types.SimpleNamespace(train=trained))
     monkeypatch.setattr(train, "signals", types.SimpleNamespace(left_behind=lambda: True))
     monkeypatch.setattr(train.os, "_exit", ends.append)
