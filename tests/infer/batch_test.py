@@ -181,7 +181,7 @@ def test_other_files_are_not_written_over(model: Model, folder: Path) -> None:
         with pytest.raises(ValueError, match="a.jsonl:1: is no line of answers; give another --out"):
             answer_file(model, "q.jsonl", "a.jsonl", overwrite=True)
         assert Path("a.jsonl").read_text() == text
-    with pytest.raises(ValueError, match="is a directory; give the name of a file"):
+    with pytest.raises(ValueError, match="is a folder; give the name of a file"):
         answer_file(model, "q.jsonl", str(folder))
 
 
