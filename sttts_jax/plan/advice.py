@@ -27,9 +27,9 @@ class Setting:
 def what_to_change(setting: Setting, memory: Memory, have: int) -> list[str]:
     """Lines for people: each change that should make the step fit into `have` bytes by itself, or all of them."""
     changes = list(_changes(setting, memory))
-    fitting = [f"{text}: about {after / GIB:.1f} GiB" for text, after in changes if after <= have]
+    fitting = [f"set {text}: about {after / GIB:.1f} GiB" for text, after in changes if after <= have]
     last = (
-        "or more devices that share rows out (mesh.sequence=2); or fewer frames in a row (data.frames_per_row) or a "
+        "or take more devices that share rows out (mesh.sequence=2), fewer frames in a row (data.frames_per_row), or a "
         "larger pruning.fraction, which change what is trained"
     )
     if fitting:
@@ -39,7 +39,7 @@ def what_to_change(setting: Setting, memory: Memory, have: int) -> list[str]:
         factor = 2 ** math.ceil(math.log2(fixed / (0.8 * have)))
         return [f"parameters and moments alone take {fixed / GIB:.1f} GiB: take {factor} x as many devices as fsdp"]
     together = " and ".join(dict.fromkeys(text for text, _ in changes))
-    return [f"no single change is enough; together {together}" if together else "take more devices", last]
+    return [f"no single change is enough; set together {together}" if together else "take more devices", last]
 
 
 def _changes(setting: Setting, memory: Memory) -> Iterator[tuple[str, int]]:

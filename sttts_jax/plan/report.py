@@ -25,7 +25,7 @@ def describe(plan: Plan) -> str:
         f"optimizer {plan.optimizer_gib:.2f}, batch {plan.batch_gib:.2f}, activations {plan.activations_gib:.2f}, "
         f"temporaries {plan.temporaries_gib:.2f}, program {plan.program_gib:.2f}"
     )
-    lines = [head, memory, *(f"  change {line}" for line in plan.advice)]
+    lines = [head, memory, *(f"  {line}" for line in plan.advice)]
     flops = f"TFLOPs of a step on all devices: {plan.flops / TERA:,.3f} by arithmetic"
     if plan.compiled_flops is not None:
         flops += f", {plan.compiled_flops / TERA:,.3f} in the compiled program"
