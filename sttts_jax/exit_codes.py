@@ -49,6 +49,8 @@ DISK_ERRORS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk or its connection fails",
 }
+STORE_CLIENTS = ("gcsfs", "aiohttp", "google", "requests")  # packages, whose errors have no class in common
+NO_STORE = "the store does not answer, or refuses; check the bucket's name, the network and the credentials"
 NO_MEMORY = "memory runs out; ask for less at a time: fewer rows, frames, tokens or questions"
 
 
@@ -75,13 +77,24 @@ def code_of(error: BaseException) -> int:
     if isinstance(error, OthersLost):
         return HANG
     mendable = isinstance(error, USER_ERRORS) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
-    return MISTAKE if mendable or _is_of_memory(error) else FAILED
+    return MISTAKE if mendable or _is_of_memory(error) or _is_of_store(error) else FAILED
 
 
 def _is_of_memory(error: BaseException) -> bool:
     """Of the host, or of a device, as XLA says it."""
     said = ("RESOURCE_EXHAUSTED", "Out of memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in said))
+
+
+def _is_of_store(error: BaseException) -> bool:
+    """Whether the client of gs:// made it, or raised an OSError without a number."""
+    makers = [type(error).__module__, *(_raisers(error)[-1:] if isinstance(error, OSError) else [])]
+    return any(maker.partition(".")[0] in STORE_CLIENTS for maker in makers)
+
+
+def _raisers(error: BaseException) -> list[str]:
+    """The modules that it came through; the last one raised it."""
+    return [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def sentence(error: BaseException) -> str:
@@ -92,7 +105,9 @@ def sentence(error: BaseException) -> str:
     message = str(error).strip() or type(error).__name__
     if _is_of_memory(error):
         return f"{NO_MEMORY} ({message.splitlines()[0][:200]})"
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if frames and not frames[-1].startswith(("sttts_jax", "configs", "__main__", "absl.flags")):
-        message += f" (raised by {frames[-1]}; STTTS_DEBUG=1 shows how it came to that)"
+    if _is_of_store(error) and not isinstance(error, USER_ERRORS):
+        return f"{NO_STORE} ({message.splitlines()[0][:200]})"
+    raisers = _raisers(error)
+    if raisers and not raisers[-1].startswith(("sttts_jax", "configs", "__main__", "absl.flags")):
+        message += f" (raised by {raisers[-1]}; STTTS_DEBUG=1 shows how it came to that)"
     return message

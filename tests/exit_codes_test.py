@@ -29,12 +29,23 @@ def test_launchers_start_again_what_can_go_on_and_nothing_else() -> None:
         (RuntimeError("x"), 1),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 2),
         (MemoryError(), 2),
+        (type("HttpError", (Exception,), {"__module__": "gcsfs.retry"})("Not allowed, 401"), 2),
         (KeyboardInterrupt(), 130),
         (BrokenPipeError(), 141),
     ],
 )
 def test_the_kind_of_an_error_gives_the_code(error: BaseException, code: int) -> None:
     assert exit_codes.code_of(error) == code
+
+
+def test_a_store_that_does_not_answer_is_one_sentence() -> None:
+    client = {"__name__": "gcsfs.retry"}
+    exec("def ask(): raise OSError('Forbidden: bucket/run\\nno access')", client)  # as its client says it
+    with pytest.raises(OSError, match="Forbidden") as raised:
+        client["ask"]()
+    assert exit_codes.code_of(raised.value) == exit_codes.MISTAKE
+    assert exit_codes.sentence(raised.value) == f"{exit_codes.NO_STORE} (Forbidden: bucket/run)"
+    assert exit_codes.code_of(OSError("Forbidden")) == exit_codes.FAILED
 
 
 def test_training_is_done_only_with_its_last_step() -> None:
