@@ -9,7 +9,7 @@ on time.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -286,13 +286,15 @@ def _bound(optimizer: Optimizer, grads: Any, state: Any, params: Any) -> jax.Arr
     a reduction takes a compiler twice as long as AdamW.
     """
     config, rate = optimizer.config, max(optimizer.groups.values())
-    weights, *moments = (
-        sum((jnp.sum(jnp.abs(leaf)) for leaf in leaves), jnp.float32(0))
-        for leaves in (jax.tree.leaves(optimizer.trained(params)), *(_moments(state, name) for name in ("mu", "nu")))
-    )
-    slopes = moments[0] + sum(optimizer.norms(grads).values(), jnp.float32(0))
+    weights = _total(jnp.abs, jax.tree.leaves(optimizer.trained(params)))
+    slopes = _total(jnp.abs, _moments(state, "mu")) + sum(optimizer.norms(grads).values(), jnp.float32(0))
     step = rate * slopes / ((1 - config.beta1) * config.eps)
-    return weights * (1 + rate * config.weight_decay) + step + moments[1]
+    return weights * (1 + rate * config.weight_decay) + step + _total(jnp.sqrt, _moments(state, "nu"))
+
+
+def _total(size: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
+    """float32 []: a NaN of one is a NaN of all, as of a second moment below 0."""
+    return sum((jnp.sum(size(leaf)) for leaf in leaves), jnp.float32(0))
 
 
 def _moments(state: Any, name: str) -> list[jax.Array]:

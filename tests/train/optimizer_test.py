@@ -153,6 +153,19 @@ def test_an_update_that_leaves_the_numbers_is_none() -> None:
     jax.tree.map(np.testing.assert_array_equal, (kept, kept_state), (grown, state))
 
 
+@pytest.mark.parametrize(("name", "value"), [("mu", float("nan")), ("nu", float("inf")), ("nu", -1.0)])
+def test_damaged_moments_are_not_trained_with(name: str, value: float) -> None:
+    params = jax.tree.map(jnp.asarray, tree(0))
+    optimizer = make(params)
+    damaged = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.at[0].set(value) if f".{name}" in jax.tree_util.keystr(path) else leaf,
+        optimizer.init(params),
+    )
+    kept, _, finite = guarded_update(optimizer, tree(1), damaged, params, jnp.int32(1), jnp.bool_(True))
+    assert not finite
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
+
+
 def test_train_only_freezes_the_rest_and_drops_its_groups() -> None:
     params = jax.tree.map(jnp.asarray, tree(0))
     optimizer = make(params, train_only=(r"llm/q.*", r"llm/embedding"))
