@@ -81,23 +81,28 @@ create_queued() { # [WORD ...]
 
 delete_queued() { tpu_gcloud queued-resources delete "$name" --force --quiet; }
 
-# Waits until the slices are there. A request that failed, or whose nodes were taken away, is not served again: deleted.
+# Asks how the request stands, into `state`, and says what is new since `said`. Returns 42 where it is gone: one that
+# failed, or whose nodes were taken away, is not served again, and deleted.
+look_at_queue() {
+  state="$(queue_state)"
+  if [[ "$state" != "$said" ]]; then echo "$name: ${state:-is not there}"; fi
+  said="$state"
+  case "$state" in
+    FAILED | SUSPENDED)
+      delete_queued || true
+      return 42
+      ;;
+    "") return 42 ;;
+  esac
+}
+
+# Waits until the slices are there.
 await_queued() {
-  local state said=""
+  local state="" said=""
   if [[ "$DRY_RUN" == 1 ]]; then return 0; fi
-  while :; do
-    state="$(queue_state)"
-    if [[ "$state" != "$said" ]]; then echo "$name: ${state:-is not there}"; fi
-    said="$state"
-    case "$state" in
-      ACTIVE) return 0 ;;
-      FAILED | SUSPENDED)
-        delete_queued || true
-        return 42
-        ;;
-      "") return 42 ;;
-    esac
-    sleep "$POLL_S"
+  while [[ "$state" != ACTIVE ]]; do
+    if [[ -n "$said" ]]; then sleep "$POLL_S"; fi
+    look_at_queue || return
   done
 }
 

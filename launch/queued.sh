@@ -66,16 +66,7 @@ attempt() {
       if [[ "$keep" == 0 ]]; then delete_queued || true; fi
       return "$code"
     fi
-    state="$(queue_state)"
-    if [[ "$state" != "$said" ]]; then echo "$name: ${state:-is not there}"; fi
-    said="$state"
-    case "$state" in
-      FAILED | SUSPENDED)
-        delete_queued || true
-        return 42
-        ;;
-      "") return 42 ;;
-    esac
+    look_at_queue || return
     sleep "$POLL_S"
   done
 }

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-CHUNK = 128  # lanes of a TPU
+from sttts_jax.ops.attention.tpu_blocks import LANES
 
 
 def places(mask: jax.Array) -> jax.Array:
@@ -29,7 +29,7 @@ def set_positions(mask: jax.Array, size: int) -> jax.Array:
 
 
 def in_lines(mask: jax.Array) -> jax.Array:
-    """bool [.., N] -> [.., ceil(N / CHUNK), CHUNK], not set where it is filled up."""
+    """bool [.., N] -> [.., ceil(N / LANES), LANES], not set where it is filled up."""
     length = mask.shape[-1]
-    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -length % CHUNK)])
-    return mask.reshape(*mask.shape[:-1], -1, CHUNK)
+    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, -length % LANES)])
+    return mask.reshape(*mask.shape[:-1], -1, LANES)
