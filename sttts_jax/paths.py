@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import stat
 import tempfile
@@ -41,9 +42,12 @@ def as_path(path: PathLike) -> epath.Path:
 
 @functools.cache
 def _ask_stores_anew() -> None:
-    """gcsfs would remember what lay in a folder, while TensorStore and other processes write there."""
+    """gcsfs would remember what lay in a folder, while TensorStore and other processes write there; and it logs, with a
+    traceback, what it raises as well.
+    """
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     for scheme in ("gs", "gcs"):
         fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
 
